@@ -1,0 +1,71 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+
+/* The BAT of a delta as a whole: read it, and judge every entry.
+ *
+ * An entry that is not zero must name a host cluster inside the data area and
+ * inside the file, and no two may name the same bytes.  Opening an image stops
+ * at the first fault; a check goes on and reports all.
+ *
+ * Holes in the file are skipped, so an empty BAT costs nothing however large
+ * the disk.
+ */
+
+#ifndef PLOOP_LIB_BAT_H
+#define PLOOP_LIB_BAT_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include <glib.h>
+
+#include "delta.h"
+#include "error.h"
+
+enum bat_fault_kind {
+  BAT_BELOW_DATA,               /* inside the header or the BAT */
+  BAT_PAST_END,                 /* begins at or past the end of the file */
+  BAT_SHARED,                   /* overlaps another entry's host cluster */
+};
+
+struct bat_fault {
+  enum bat_fault_kind kind;
+  uint32_t index;               /* of the entry: the guest cluster */
+  uint32_t entry;               /* as stored */
+  uint32_t other;               /* BAT_SHARED: index of the other entry */
+};
+
+/* What a scan tells its caller.  Each returns false to end the scan. */
+struct bat_visitor {
+  bool (*entry) (void *opaque, uint32_t index, uint32_t entry);
+  bool (*fault) (void *opaque, const struct bat_fault *fault);
+  void *opaque;
+};
+
+struct bat_summary {
+  uint32_t nr_allocated;        /* entries that are not zero */
+  uint64_t data_end;            /* end of the highest sound host cluster; at
+                                   least data_start; bytes */
+  uint64_t nr_leaked;           /* cells inside the file that none names */
+};
+
+/* Read the whole BAT of DELTA, in order.  Sound entries go to visitor->entry,
+ * others to visitor->fault; either may be NULL.  SUMMARY may be NULL.
+ *
+ * Returns 0, also when a visitor ended the scan (SUMMARY is not complete
+ * then), or -1 with ERROR set when the BAT cannot be read.
+ */
+int bat_scan (const struct delta *delta, const struct bat_visitor *visitor,
+              struct bat_summary *summary, GError **error);
+
+/* Is this the trace of a cluster that was never flushed: in an image that was
+ * not closed, an entry past the end of the file, no further than its writer
+ * can have got?  It counts as unallocated.
+ */
+bool bat_fault_is_unfinished (const struct delta *delta,
+                              const struct bat_fault *fault);
+
+/* Describe a fault: field and value, not the file (g_free). */
+char *bat_fault_describe (const struct delta *delta,
+                          const struct bat_fault *fault);
+
+#endif /* PLOOP_LIB_BAT_H */

@@ -1,0 +1,412 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+
+/* Checking an image against every rule of the format, without changing it:
+ * ploop_check in ploop-core.h.
+ *
+ * What is an error here is what could cost data: two guest clusters in one
+ * place, an entry that names what is not there, a bitmap that lies.  What other
+ * programs would stumble over, but this library reads, is a note.
+ */
+
+#include <config.h>
+
+#include <errno.h>
+#include <stdarg.h>
+
+#include "bat.h"
+#include "delta.h"
+#include "extension.h"
+
+struct check {
+  struct delta *delta;
+  ploop_finding_fn report;
+  void *opaque;
+  struct ploop_check_result result;
+  GArray *extension_clusters;   /* of uint64_t, offsets, sorted */
+  uint64_t nr_unreachable;      /* entries past the end of the disk */
+  uint64_t nr_unfinished;       /* entries that were never flushed */
+};
+
+static void found (struct check *check, enum ploop_finding finding,
+                   const char *format, ...) G_GNUC_PRINTF (3, 4);
+
+static void
+found (struct check *check, enum ploop_finding finding, const char *format,
+       ...)
+{
+  g_autofree char *text = NULL;
+  va_list args;
+
+  switch (finding) {
+  case PLOOP_FINDING_ERROR:
+    check->result.nr_errors++;
+    break;
+  case PLOOP_FINDING_LEAK:
+    check->result.nr_leaks++;
+    break;
+  case PLOOP_FINDING_NOTE:
+    check->result.nr_notes++;
+    break;
+  }
+  if (!check->report)
+    return;
+  va_start (args, format);
+  text = g_strdup_vprintf (format, args);
+  va_end (args);
+  check->report (check->opaque, finding, text);
+}
+
+/* ---- Header ------------------------------------------------------------ */
+
+static void
+check_in_use (struct check *check)
+{
+  const struct format_header *header = &check->delta->header;
+  const bool dirty = format_is_dirty (header->in_use);
+
+  if (header->in_use == FORMAT_IN_USE)
+    found (check, PLOOP_FINDING_NOTE, "in use is 0x%08" G_GINT32_MODIFIER
+           "x: the image was not closed, or somebody has it open",
+           header->in_use);
+  else if (dirty)
+    found (check, PLOOP_FINDING_NOTE, "in use is 0x%08" G_GINT32_MODIFIER
+           "x, a value that no known program writes: taken as not closed",
+           header->in_use);
+  if ((header->flags & FORMAT_FLAG_CONVERSION) && dirty)
+    found (check, PLOOP_FINDING_ERROR, "flags are %" G_GUINT32_FORMAT
+           ": a version conversion was interrupted; the old index is in "
+           "%s.idx", header->flags, check->delta->path);
+}
+
+static void
+check_flags (struct check *check)
+{
+  const uint32_t flags = check->delta->header.flags;
+  const uint32_t unknown =
+    flags & ~(FORMAT_FLAG_EMPTY | FORMAT_FLAG_CONVERSION);
+
+  if (unknown != 0)
+    found (check, PLOOP_FINDING_NOTE, "flags are %" G_GUINT32_FORMAT
+           ", of which %" G_GUINT32_FORMAT " are unknown", flags, unknown);
+  if ((flags & FORMAT_FLAG_EMPTY) && check->result.nr_allocated > 0)
+    found (check, PLOOP_FINDING_NOTE, "flags are %" G_GUINT32_FORMAT
+           ": marked as empty, but clusters are allocated (qemu leaves it so)",
+           flags);
+}
+
+/* What the Virtuozzo kernel insists on and qemu does not. */
+static void
+check_kernel_layout (struct check *check)
+{
+  const struct format_header *header = &check->delta->header;
+  const struct format_layout *layout = &check->delta->layout;
+  const uint64_t cluster_size = layout->cluster_size;
+  const uint64_t wanted =
+    (layout->bat_end + cluster_size - 1) / cluster_size * cluster_size;
+  const uint64_t stored =
+    (uint64_t) header->data_sectors * FORMAT_SECTOR_SIZE;
+
+  if (cluster_size < FORMAT_MIN_CREATE_CLUSTER
+      || cluster_size > FORMAT_MAX_CREATE_CLUSTER
+      || (cluster_size & (cluster_size - 1)) != 0)
+    found (check, PLOOP_FINDING_NOTE, "cluster size is %" G_GUINT32_FORMAT
+           " sectors: ploop and the Virtuozzo kernel take powers of two from "
+           "64 to 131072", header->cluster_sectors);
+  if (stored != wanted)
+    found (check, PLOOP_FINDING_NOTE, "first data offset is %" G_GUINT32_FORMAT
+           " sectors: the Virtuozzo kernel wants %" G_GUINT64_FORMAT,
+           header->data_sectors, wanted / FORMAT_SECTOR_SIZE);
+  if (layout->size % cluster_size != 0)
+    found (check, PLOOP_FINDING_NOTE, "disk size is %" G_GUINT64_FORMAT
+           " sectors, not a multiple of the cluster size: ploop drops the "
+           "last, partial cluster", header->size_sectors);
+}
+
+/* ---- Slack and tail ---------------------------------------------------- */
+
+/* The first byte that is not zero from START to END, or END. */
+static int
+find_nonzero (const struct delta *delta, uint64_t start, uint64_t end,
+              uint64_t *position, GError **error)
+{
+  g_autofree uint8_t *buffer = g_malloc (1 << 20);
+  uint64_t stop;
+
+  while (delta_next_data (delta, end, &start, &stop)) {
+    while (start < stop) {
+      const size_t length = (size_t) MIN (stop - start, 1 << 20);
+      int r = delta_pread (delta, buffer, length, start);
+
+      if (r < 0) {
+        error_set_system (error, r, "%s: cannot be read at byte %"
+                          G_GUINT64_FORMAT, delta->path, start);
+        return -1;
+      }
+      for (size_t i = 0; i < length; i++)
+        if (buffer[i] != 0) {
+          *position = start + i;
+          return 0;
+        }
+      start += length;
+    }
+  }
+  *position = end;
+  return 0;
+}
+
+static int
+check_slack (struct check *check, GError **error)
+{
+  const struct format_layout *layout = &check->delta->layout;
+  const uint64_t end = MIN (layout->data_start, check->delta->file_size);
+  uint64_t position;
+
+  if (find_nonzero (check->delta, layout->bat_end, end, &position, error) < 0)
+    return -1;
+  if (position < end)
+    found (check, PLOOP_FINDING_NOTE, "byte %" G_GUINT64_FORMAT " between the "
+           "end of the BAT (%" G_GUINT64_FORMAT ") and the first data offset "
+           "(%" G_GUINT64_FORMAT ") is not zero: the ploop tool takes it for "
+           "a BAT entry", position, layout->bat_end, layout->data_start);
+  return 0;
+}
+
+static void
+check_tail (struct check *check, uint64_t data_end)
+{
+  const struct delta *delta = check->delta;
+  uint64_t start = 0, stop;
+
+  if (delta->file_size < data_end)
+    found (check, PLOOP_FINDING_NOTE, "file size is %" G_GUINT64_FORMAT
+           " bytes, but the last cluster ends at %" G_GUINT64_FORMAT
+           ": what is missing reads as zeros", delta->file_size, data_end);
+  /* The file is one piece of data unless it has holes. */
+  if (delta->file_size > 0
+      && (!delta_next_data (delta, delta->file_size, &start, &stop)
+          || start > 0 || stop < MIN (delta->file_size, data_end)))
+    found (check, PLOOP_FINDING_NOTE, "the file has holes or unwritten "
+           "preallocated space: the kernels of OpenVZ 6 and Virtuozzo 7 do not "
+           "take them (copy it with cp --sparse=never for those)");
+}
+
+/* ---- Extension --------------------------------------------------------- */
+
+static gint
+compare_offsets (gconstpointer a, gconstpointer b)
+{
+  const uint64_t x = *(const uint64_t *) a, y = *(const uint64_t *) b;
+
+  return x < y ? -1 : x > y;
+}
+
+/* Read and parse the extension.  *WRONG says what is wrong with it. */
+static int
+load_extension (struct check *check, char **wrong, GError **error)
+{
+  const struct delta *delta = check->delta;
+  const struct format_layout *layout = &delta->layout;
+  const uint64_t offset =
+    delta->header.extension_sectors * FORMAT_SECTOR_SIZE;
+  g_autofree uint8_t *bytes = g_try_malloc (layout->cluster_size);
+  struct extension extension;
+  int r = bytes ? delta_pread (delta, bytes, layout->cluster_size, offset)
+                : -ENOMEM;
+
+  if (r < 0) {
+    error_set_system (error, r, "%s: extension cannot be read at byte %"
+                      G_GUINT64_FORMAT, delta->path, offset);
+    return -1;
+  }
+  g_array_append_val (check->extension_clusters, offset);
+  *wrong = extension_parse (bytes, layout, delta->file_size, &extension);
+  if (*wrong)
+    return 0;
+  g_array_append_vals (check->extension_clusters,
+                       extension.bit_clusters->data,
+                       extension.bit_clusters->len);
+  extension_clear (&extension);
+  return 0;
+}
+
+/* Before the BAT is scanned: which clusters belong to the extension. */
+static int
+check_extension (struct check *check, GError **error)
+{
+  const struct delta *delta = check->delta;
+  g_autofree char *wrong = NULL;
+
+  if (delta->header.extension_sectors == 0)
+    return 0;
+  if (delta->header.in_use == FORMAT_IN_USE) {
+    found (check, PLOOP_FINDING_NOTE, "extension offset is %" G_GUINT64_FORMAT
+           " sectors, but the image was not closed: its changed-block bitmaps "
+           "are stale", delta->header.extension_sectors);
+    return 0;
+  }
+  wrong =
+    extension_check_place (&delta->header, &delta->layout, delta->file_size);
+  if (!wrong && load_extension (check, &wrong, error) < 0)
+    return -1;
+  if (wrong)
+    found (check, PLOOP_FINDING_ERROR, "%s: its changed-block bitmaps cannot "
+           "be used; the guest's data does not depend on them", wrong);
+  g_array_sort (check->extension_clusters, compare_offsets);
+  return 0;
+}
+
+/* Two bitmaps in one place. */
+static void
+check_extension_clusters (struct check *check)
+{
+  const GArray *clusters = check->extension_clusters;
+
+  for (guint i = 1; i < clusters->len; i++) {
+    const uint64_t before = g_array_index (clusters, uint64_t, i - 1);
+    const uint64_t here = g_array_index (clusters, uint64_t, i);
+
+    if (here - before < check->delta->layout.cluster_size)
+      found (check, PLOOP_FINDING_ERROR, "extension: two clusters overlap, at "
+             "bytes %" G_GUINT64_FORMAT " and %" G_GUINT64_FORMAT, before,
+             here);
+  }
+}
+
+/* Does the host cluster at OFFSET overlap one of the extension's? */
+static bool
+is_extension_cluster (const struct check *check, uint64_t offset)
+{
+  const GArray *clusters = check->extension_clusters;
+  const uint64_t cluster_size = check->delta->layout.cluster_size;
+  guint low = 0, high = clusters->len;
+
+  /* The first one that ends behind OFFSET. */
+  while (low < high) {
+    const guint middle = low + (high - low) / 2;
+
+    if (g_array_index (clusters, uint64_t, middle) + cluster_size <= offset)
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  return low < clusters->len
+         && g_array_index (clusters, uint64_t, low) < offset + cluster_size;
+}
+
+/* ---- BAT --------------------------------------------------------------- */
+
+static bool
+check_entry (void *opaque, uint32_t index, uint32_t entry)
+{
+  struct check *check = opaque;
+  const struct format_layout *layout = &check->delta->layout;
+  const uint64_t offset = format_entry_offset (layout, entry);
+
+  if (is_extension_cluster (check, offset))
+    found (check, PLOOP_FINDING_ERROR, "BAT entry %" G_GUINT32_FORMAT " is %"
+           G_GUINT32_FORMAT " (byte %" G_GUINT64_FORMAT "), a cluster of the "
+           "extension", index, entry, offset);
+  if ((uint64_t) index * layout->cluster_size >= layout->size)
+    check->nr_unreachable++;
+  return true;
+}
+
+static bool
+check_fault (void *opaque, const struct bat_fault *fault)
+{
+  struct check *check = opaque;
+  g_autofree char *text = bat_fault_describe (check->delta, fault);
+
+  if (bat_fault_is_unfinished (check->delta, fault))
+    check->nr_unfinished++;
+  else
+    found (check, PLOOP_FINDING_ERROR, "%s", text);
+  return true;
+}
+
+static int
+check_bat (struct check *check, GError **error)
+{
+  const struct bat_visitor visitor = {
+    .entry = check_entry,
+    .fault = check_fault,
+    .opaque = check,
+  };
+  struct ploop_check_result *result = &check->result;
+  struct bat_summary summary;
+
+  if (bat_scan (check->delta, &visitor, &summary, error) < 0)
+    return -1;
+  result->nr_clusters = check->delta->layout.nr_entries;
+  result->nr_allocated = summary.nr_allocated;
+  result->nr_leaked_clusters =
+    summary.nr_leaked
+    - MIN (summary.nr_leaked, check->extension_clusters->len);
+
+  if (check->nr_unfinished > 0)
+    found (check, PLOOP_FINDING_NOTE, "%" G_GUINT64_FORMAT " BAT entries point "
+           "past the end of the file: clusters that were never flushed, "
+           "unallocated", check->nr_unfinished);
+  if (check->nr_unreachable > 0)
+    found (check, PLOOP_FINDING_LEAK, "%" G_GUINT64_FORMAT " BAT entries lie "
+           "past the end of the disk: no guest can read their clusters",
+           check->nr_unreachable);
+  if (result->nr_leaked_clusters > 0)
+    found (check, PLOOP_FINDING_LEAK, "%" G_GUINT64_FORMAT " clusters of the "
+           "file are not in the BAT (preallocated, or left behind by a crash)",
+           result->nr_leaked_clusters);
+  check_tail (check, summary.data_end);
+  return 0;
+}
+
+/* ---- All --------------------------------------------------------------- */
+
+static int
+check_all (struct check *check, GError **error)
+{
+  int r;
+
+  check_in_use (check);
+  check_kernel_layout (check);
+  check->extension_clusters = g_array_new (FALSE, FALSE, sizeof (uint64_t));
+  r = check_extension (check, error);
+  if (r == 0) {
+    check_extension_clusters (check);
+    r = check_slack (check, error);
+  }
+  if (r == 0)
+    r = check_bat (check, error);
+  if (r == 0)
+    check_flags (check);
+  g_array_unref (check->extension_clusters);
+  return r;
+}
+
+int
+ploop_check (const char *path, ploop_finding_fn report, void *opaque,
+             struct ploop_check_result *result, GError **error)
+{
+  struct check check = { .report = report, .opaque = opaque };
+  g_autoptr (GError) why = NULL;
+  int r = 0;
+
+  check.delta = delta_open (path, DELTA_LOCK_READER, &why);
+  if (check.delta)
+    r = check_all (&check, &why);
+  else if (g_error_matches (why, PLOOP_ERROR, PLOOP_ERROR_CORRUPT)) {
+    /* An absurd header is a finding, and all that there is to find. */
+    found (&check, PLOOP_FINDING_ERROR, "%s", why->message);
+    g_clear_error (&why);
+  }
+  else
+    r = -1;
+  delta_close (check.delta);
+
+  if (r < 0) {
+    g_propagate_error (error, g_steal_pointer (&why));
+    return -1;
+  }
+  if (result)
+    *result = check.result;
+  return 0;
+}

@@ -1,0 +1,434 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+
+/* One image file: see delta.h. */
+
+#include <config.h>
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+#include "delta.h"
+#include "lock.h"
+
+/* One system call moves at most this much: Linux cuts at 2^31 - 4096. */
+#define MAX_IO ((size_t) 1 << 30)
+
+/* ---- Opening ----------------------------------------------------------- */
+
+/* Open for writing if WRITER and the file allows it, else for reading. */
+static int
+open_file (const char *path, bool writer, bool *read_only)
+{
+  /* O_NONBLOCK: opening a fifo must not wait for a writer. */
+  const int flags = O_CLOEXEC | O_NOCTTY | O_NONBLOCK;
+  int fd;
+
+  *read_only = !writer;
+  if (writer) {
+    fd = open (path, O_RDWR | flags);
+    if (fd >= 0)
+      return fd;
+    if (errno != EACCES && errno != EPERM && errno != EROFS
+        && errno != ETXTBSY)
+      return -1;
+    *read_only = true;
+  }
+  return open (path, O_RDONLY | flags);
+}
+
+static bool
+check_file_type (struct delta *delta, GError **error)
+{
+  struct stat st;
+
+  if (fstat (delta->fd, &st) == -1) {
+    error_set_system (error, errno, "%s: cannot be examined", delta->path);
+    return false;
+  }
+  if (!S_ISREG (st.st_mode)) {
+    g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_FORMAT,
+                 "%s: is %s: give the image file itself", delta->path,
+                 S_ISDIR (st.st_mode) ? "a directory" : "not a regular file");
+    return false;
+  }
+  delta->file_size = (uint64_t) st.st_size;
+  delta->device = st.st_dev;
+  return true;
+}
+
+static bool
+read_header (struct delta *delta, GError **error)
+{
+  uint8_t bytes[FORMAT_HEADER_SIZE];
+  int r;
+
+  if (delta->file_size < sizeof bytes) {
+    g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_FORMAT,
+                 "%s: file size is %" G_GUINT64_FORMAT " bytes, too short for "
+                 "a ploop image's header (%u bytes)", delta->path,
+                 delta->file_size, FORMAT_HEADER_SIZE);
+    return false;
+  }
+  r = delta_pread (delta, bytes, sizeof bytes, 0);
+  if (r < 0) {
+    error_set_system (error, r, "%s: header cannot be read", delta->path);
+    return false;
+  }
+  if (!format_decode_header (bytes, &delta->header)) {
+    g_autofree char *start = g_strndup ((const char *) bytes, 16);
+    g_autofree char *shown = g_strescape (start, NULL);
+
+    g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_FORMAT,
+                 "%s: signature is \"%s\", not \"WithoutFreeSpace\" or "
+                 "\"WithouFreSpacExt\": not an expandable ploop image",
+                 delta->path, shown);
+    return false;
+  }
+  if (!format_check_header (&delta->header, delta->file_size, &delta->layout,
+                            error)) {
+    g_prefix_error (error, "%s: ", delta->path);
+    return false;
+  }
+  return true;
+}
+
+/* Open the file a second time.  By its number: its name may have changed.
+ * Without /proc, by name, if that is still the same file.
+ */
+static bool
+open_apart (struct delta *delta, GError **error)
+{
+  const int flags = O_RDWR | O_DSYNC | O_CLOEXEC | O_NOCTTY;
+  char self[64];
+  struct stat st, apart;
+
+  snprintf (self, sizeof self, "/proc/self/fd/%d", delta->fd);
+  delta->apart_fd = open (self, flags);
+  if (delta->apart_fd == -1)
+    delta->apart_fd = open (delta->path, flags);
+  if (delta->apart_fd == -1 || fstat (delta->fd, &st) == -1
+      || fstat (delta->apart_fd, &apart) == -1) {
+    error_set_system (error, errno, "%s: cannot be opened a second time",
+                      delta->path);
+    return false;
+  }
+  if (st.st_dev != apart.st_dev || st.st_ino != apart.st_ino) {
+    g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_SYSTEM,
+                 "%s: was replaced while it was opened: try again",
+                 delta->path);
+    return false;
+  }
+  return true;
+}
+
+static bool
+lock_delta (struct delta *delta, enum delta_lock lock, GError **error)
+{
+  const bool writer = lock == DELTA_LOCK_WRITER && !delta->read_only;
+
+  if (lock == DELTA_LOCK_NONE)
+    return true;
+  return lock_image (delta->fd, delta->path, writer, error)
+         && lock_descriptor (delta->path, writer, &delta->descriptor_lock_fd,
+                             error);
+}
+
+static bool
+open_and_check (struct delta *delta, const char *path, enum delta_lock lock,
+                GError **error)
+{
+  /* The descriptor lies beside the file itself, not beside a link to it. */
+  delta->path = realpath (path, NULL);
+  if (!delta->path) {
+    error_set_system (error, errno, "%s: cannot be opened", path);
+    return false;
+  }
+  delta->fd =
+    open_file (delta->path, lock == DELTA_LOCK_WRITER, &delta->read_only);
+  if (delta->fd == -1) {
+    error_set_system (error, errno, "%s: cannot be opened", delta->path);
+    return false;
+  }
+  if (!check_file_type (delta, error) || !lock_delta (delta, lock, error))
+    return false;
+  /* What was seen before the lock was there may have changed. */
+  if (!check_file_type (delta, error) || !read_header (delta, error))
+    return false;
+  return delta->read_only || open_apart (delta, error);
+}
+
+struct delta *
+delta_open (const char *path, enum delta_lock lock, GError **error)
+{
+  struct delta *delta = g_new0 (struct delta, 1);
+
+  delta->fd = delta->apart_fd = delta->descriptor_lock_fd = -1;
+  if (!open_and_check (delta, path, lock, error)) {
+    delta_close (delta);
+    return NULL;
+  }
+  return delta;
+}
+
+void
+delta_close (struct delta *delta)
+{
+  if (!delta)
+    return;
+  if (delta->apart_fd >= 0)
+    close (delta->apart_fd);
+  if (delta->fd >= 0)
+    close (delta->fd);
+  if (delta->descriptor_lock_fd >= 0)
+    close (delta->descriptor_lock_fd);
+  free (delta->path);
+  g_free (delta);
+}
+
+/* ---- Reading and writing ----------------------------------------------- */
+
+int
+delta_pread (const struct delta *delta, void *buf, size_t length,
+             uint64_t offset)
+{
+  while (length > 0) {
+    ssize_t n = pread (delta->fd, buf, MIN (length, MAX_IO), (off_t) offset);
+
+    if (n < 0) {
+      if (errno == EINTR)
+        continue;
+      return -errno;
+    }
+    if (n == 0) {
+      /* The file ends inside a cluster: the rest is zeros. */
+      memset (buf, 0, length);
+      return 0;
+    }
+    buf = (char *) buf + n;
+    offset += (size_t) n;
+    length -= (size_t) n;
+  }
+  return 0;
+}
+
+static int
+write_all (int fd, const void *buf, size_t length, uint64_t offset)
+{
+  while (length > 0) {
+    ssize_t n = pwrite (fd, buf, MIN (length, MAX_IO), (off_t) offset);
+
+    if (n < 0) {
+      if (errno == EINTR)
+        continue;
+      return -errno;
+    }
+    if (n == 0)
+      return -EIO;
+    buf = (const char *) buf + n;
+    offset += (size_t) n;
+    length -= (size_t) n;
+  }
+  return 0;
+}
+
+int
+delta_pwrite (const struct delta *delta, const void *buf, size_t length,
+              uint64_t offset)
+{
+  return write_all (delta->fd, buf, length, offset);
+}
+
+int
+delta_pwrite_durable (const struct delta *delta, const void *buf,
+                      size_t length, uint64_t offset)
+{
+  return write_all (delta->apart_fd, buf, length, offset);
+}
+
+/* ---- Space ------------------------------------------------------------- */
+
+static bool
+is_unsupported (int r)
+{
+  return r == -EOPNOTSUPP || r == -ENOSYS || r == -ENODEV || r == -EINVAL;
+}
+
+static int
+try_fallocate (const struct delta *delta, int mode, uint64_t offset,
+               uint64_t length)
+{
+  if (length == 0)
+    return 0;
+  while (fallocate (delta->fd, mode, (off_t) offset, (off_t) length) == -1)
+    if (errno != EINTR)
+      return -errno;
+  return 0;
+}
+
+static int
+write_zeroes (struct delta *delta, uint64_t length, uint64_t offset)
+{
+  static const char zeroes[256 << 10];
+
+  while (length > 0) {
+    const size_t n = (size_t) MIN (length, sizeof zeroes);
+    int r = delta_pwrite (delta, zeroes, n, offset);
+
+    if (r < 0)
+      return r;
+    offset += n;
+    length -= n;
+  }
+  return 0;
+}
+
+int
+delta_zero (struct delta *delta, uint64_t length, uint64_t offset)
+{
+  uint64_t size;
+  int r;
+
+  /* Past its end a file reads as zeros already. */
+  r = delta_size (delta, &size);
+  if (r < 0)
+    return r;
+  if (offset >= size)
+    return 0;
+  length = MIN (length, size - offset);
+
+  if (!atomic_load_explicit (&delta->no_zero_range, memory_order_relaxed)) {
+    r = try_fallocate (delta, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE,
+                       offset, length);
+    if (!is_unsupported (r))
+      return r;
+    atomic_store_explicit (&delta->no_zero_range, true, memory_order_relaxed);
+  }
+  return write_zeroes (delta, length, offset);
+}
+
+int
+delta_punch (struct delta *delta, uint64_t length, uint64_t offset)
+{
+  int r;
+
+  if (atomic_load_explicit (&delta->no_punch, memory_order_relaxed))
+    return -ENOTSUP;
+  r = try_fallocate (delta, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                     offset, length);
+  if (!is_unsupported (r))
+    return r;
+  atomic_store_explicit (&delta->no_punch, true, memory_order_relaxed);
+  return -ENOTSUP;
+}
+
+int
+delta_extend (struct delta *delta, uint64_t from, uint64_t to)
+{
+  int r;
+
+  if (!atomic_load_explicit (&delta->no_fallocate, memory_order_relaxed)) {
+    r = try_fallocate (delta, 0, from, to - from);
+    if (r == 0)
+      return 0;
+    if (!is_unsupported (r)) {
+      /* It may have got halfway before the disk was full. */
+      delta_truncate (delta, from);
+      return r;
+    }
+    atomic_store_explicit (&delta->no_fallocate, true, memory_order_relaxed);
+  }
+  return delta_truncate (delta, to);
+}
+
+int
+delta_truncate (const struct delta *delta, uint64_t size)
+{
+  while (ftruncate (delta->fd, (off_t) size) == -1)
+    if (errno != EINTR)
+      return -errno;
+  return 0;
+}
+
+static int
+sync_fd (int fd)
+{
+  while (fdatasync (fd) == -1)
+    if (errno != EINTR)
+      return -errno;
+  return 0;
+}
+
+int
+delta_sync (const struct delta *delta)
+{
+  return sync_fd (delta->fd);
+}
+
+int
+delta_sync_apart (const struct delta *delta)
+{
+  return sync_fd (delta->apart_fd);
+}
+
+int
+delta_size (const struct delta *delta, uint64_t *size)
+{
+  struct stat st;
+
+  if (fstat (delta->fd, &st) == -1)
+    return -errno;
+  *size = (uint64_t) st.st_size;
+  return 0;
+}
+
+bool
+delta_next_data (const struct delta *delta, uint64_t end, uint64_t *start,
+                 uint64_t *stop)
+{
+  off_t data, hole;
+
+  if (*start >= end)
+    return false;
+  data = lseek (delta->fd, (off_t) *start, SEEK_DATA);
+  if (data == -1 && errno == ENXIO)
+    return false;
+  hole = data == -1 ? -1 : lseek (delta->fd, data, SEEK_HOLE);
+  if (hole == -1) {
+    /* This file system does not tell: all may be data. */
+    *stop = end;
+    return true;
+  }
+  if ((uint64_t) data >= end)
+    return false;
+  *start = (uint64_t) data;
+  *stop = MIN ((uint64_t) hole, end);
+  return true;
+}
+
+/* ---- The device below -------------------------------------------------- */
+
+bool
+delta_is_rotational (const struct delta *delta)
+{
+  /* A partition has no queue of its own: its disk is the directory above. */
+  static const char *const places[] = { "queue", "../queue" };
+
+  for (size_t i = 0; i < G_N_ELEMENTS (places); i++) {
+    g_autofree char *name =
+      g_strdup_printf ("/sys/dev/block/%u:%u/%s/rotational",
+                       major (delta->device), minor (delta->device),
+                       places[i]);
+    g_autofree char *content = NULL;
+
+    if (g_file_get_contents (name, &content, NULL, NULL))
+      return content[0] == '1';
+  }
+  /* A file system without a block device of its own (network, memory). */
+  return false;
+}

@@ -1,0 +1,111 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+
+/* One image file: open, lock, read, write, extend, punch, sync, close.
+ *
+ * Interrupted, short and partial system calls are dealt with here, once; all
+ * others see whole requests.  What lies past the end of the file reads as
+ * zeros.  Offsets and lengths are bytes of the file.
+ *
+ * All requests may be called from any thread at once.
+ */
+
+#ifndef PLOOP_LIB_DELTA_H
+#define PLOOP_LIB_DELTA_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include <glib.h>
+
+#include "error.h"
+#include "format.h"
+
+struct delta {
+  char *path;                   /* resolved */
+  int fd;
+  int apart_fd;                 /* a second open file description, O_DSYNC;
+                                   -1 for a reader */
+  int descriptor_lock_fd;       /* -1: none */
+  bool read_only;
+  uint64_t file_size;           /* at open */
+  dev_t device;                 /* that holds the file */
+  struct format_header header;  /* at open */
+  struct format_layout layout;
+  _Atomic bool no_fallocate;    /* the file system said so once */
+  _Atomic bool no_zero_range;
+  _Atomic bool no_punch;
+};
+
+/* How a delta is locked at open. */
+enum delta_lock {
+  DELTA_LOCK_NONE,
+  DELTA_LOCK_READER,
+  DELTA_LOCK_WRITER,
+};
+
+/* Open and lock the file PATH and check its header.  A writer whose file does
+ * not allow writing gets a reader's, with read_only set.
+ */
+struct delta *delta_open (const char *path, enum delta_lock lock,
+                          GError **error);
+
+/* Release the locks and free.  NULL is ignored. */
+void delta_close (struct delta *delta);
+
+/* Each returns 0 or a negative errno. */
+int delta_pread (const struct delta *delta, void *buf, size_t length,
+                 uint64_t offset);
+int delta_pwrite (const struct delta *delta, const void *buf, size_t length,
+                  uint64_t offset);
+
+/* Write, and return when these bytes are on stable storage.
+ *
+ * This and delta_sync_apart go through an open file description of their own.
+ * The kernel reports a failed write-back once to each description; so an error
+ * here is this caller's alone, and hides nothing from delta_sync.
+ */
+int delta_pwrite_durable (const struct delta *delta, const void *buf,
+                          size_t length, uint64_t offset);
+
+/* Make a range read as zeros, without changing the file's size; by the file
+ * system where it can.
+ */
+int delta_zero (struct delta *delta, uint64_t length, uint64_t offset);
+
+/* Give a range's space back to the file system; it reads as zeros. -ENOTSUP
+ * when the file system cannot.
+ */
+int delta_punch (struct delta *delta, uint64_t length, uint64_t offset);
+
+/* Grow the file from FROM to TO bytes, which then read as zeros; with space
+ * reserved where the file system can.  When that fails the size is FROM again.
+ */
+int delta_extend (struct delta *delta, uint64_t from, uint64_t to);
+
+/* Cut the file off, or grow it by a hole. */
+int delta_truncate (const struct delta *delta, uint64_t size);
+
+/* Everything written before this call is on stable storage when it returns 0;
+ * the file's size too.  An error is reported once by the kernel: remember it.
+ */
+int delta_sync (const struct delta *delta);
+
+/* The same, for callers that are not the ones to remember an error. */
+int delta_sync_apart (const struct delta *delta);
+
+/* Present size of the file. */
+int delta_size (const struct delta *delta, uint64_t *size);
+
+/* Find the next range of the file at or after *START and below END that holds
+ * data, as far as the file system tells.  Returns false when there is none.
+ */
+bool delta_next_data (const struct delta *delta, uint64_t end,
+                      uint64_t *start, uint64_t *stop);
+
+/* True when the kernel says that the file's device rotates. */
+bool delta_is_rotational (const struct delta *delta);
+
+#endif /* PLOOP_LIB_DELTA_H */

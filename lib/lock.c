@@ -1,0 +1,179 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+
+/* Both kinds of locks: see lock.h.
+ *
+ * The protocol of the byte-range locks is qemu's: take a shared lock on the
+ * byte of each permission that is used (100+n) and of each that is not shared
+ * (200+n); then see whether anybody else holds the opposite byte.  Two that
+ * start at once may both give way, never both go on.  libploop 9 takes shared
+ * locks on 200 to 204 and looks whether anybody else has one there: it meets
+ * ours.
+ */
+
+#include <config.h>
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include "lock.h"
+
+enum permission {
+  CONSISTENT_READ = 0,
+  WRITE = 1,
+  WRITE_UNCHANGED = 2,
+  RESIZE = 3,
+};
+
+#define BIT(permission) (1u << (permission))
+#define NR_PERMISSIONS 4
+#define USED_BASE 100
+#define UNSHARED_BASE 200
+
+/* What qemu's block layer asks for a format's file. */
+static const unsigned writer_uses =
+  BIT (CONSISTENT_READ) | BIT (WRITE) | BIT (RESIZE);
+static const unsigned reader_uses = BIT (CONSISTENT_READ);
+static const unsigned nobody_else_may = BIT (WRITE) | BIT (RESIZE);
+
+/* Apply COMMAND to one byte.  Returns 0 or a negative errno. */
+static int
+range_lock (int fd, int command, short type, off_t byte,
+            struct flock *lock)
+{
+  *lock = (struct flock) {
+    .l_type = type,
+    .l_whence = SEEK_SET,
+    .l_start = byte,
+    .l_len = 1,
+  };
+  while (fcntl (fd, command, lock) == -1)
+    if (errno != EINTR)
+      return -errno;
+  return 0;
+}
+
+/* Take shared locks on the bytes of SET.  Returns 0 or a negative errno. */
+static int
+take (int fd, off_t base, unsigned set)
+{
+  struct flock lock;
+
+  for (int n = 0; n < NR_PERMISSIONS; n++)
+    if (set & BIT (n)) {
+      int r = range_lock (fd, F_OFD_SETLK, F_RDLCK, base + n, &lock);
+
+      if (r < 0)
+        return r;
+    }
+  return 0;
+}
+
+/* Does anybody else hold a byte of SET?  -EAGAIN when so, with its process in
+ * *PID where the kernel tells (0: it does not).
+ */
+static int
+look (int fd, off_t base, unsigned set, pid_t *pid)
+{
+  struct flock lock;
+
+  for (int n = 0; n < NR_PERMISSIONS; n++)
+    if (set & BIT (n)) {
+      int r = range_lock (fd, F_OFD_GETLK, F_WRLCK, base + n, &lock);
+
+      if (r < 0)
+        return r;
+      if (lock.l_type != F_UNLCK) {
+        *pid = lock.l_pid > 0 ? lock.l_pid : 0;
+        return -EAGAIN;
+      }
+    }
+  return 0;
+}
+
+static void
+set_in_use_error (GError **error, const char *path, bool writer, pid_t pid)
+{
+  g_autofree char *by =
+    pid ? g_strdup_printf ("process %ld", (long) pid)
+        : g_strdup ("another program (qemu, libploop or another server)");
+
+  g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_IN_USE,
+               "%s: in use by %s: stop it first%s", path, by,
+               writer ? ", or open the image read-only if it is only read"
+                      : "; it writes the image");
+}
+
+bool
+lock_image (int fd, const char *path, bool writer, GError **error)
+{
+  const unsigned uses = writer ? writer_uses : reader_uses;
+  pid_t pid = 0;
+  int r;
+
+  if ((r = take (fd, USED_BASE, uses)) == 0
+      && (r = take (fd, UNSHARED_BASE, nobody_else_may)) == 0
+      && (r = look (fd, UNSHARED_BASE, uses, &pid)) == 0)
+    r = look (fd, USED_BASE, nobody_else_may, &pid);
+
+  if (r == -EAGAIN || r == -EACCES)
+    set_in_use_error (error, path, writer, pid);
+  else if (r < 0)
+    error_set_system (error, r, "%s: cannot be locked", path);
+  return r == 0;
+}
+
+enum ploop_lock_state
+lock_look (int fd)
+{
+  pid_t pid;
+
+  if (look (fd, USED_BASE, nobody_else_may, &pid) == -EAGAIN
+      || look (fd, UNSHARED_BASE, BIT (CONSISTENT_READ), &pid) == -EAGAIN)
+    return PLOOP_LOCKED_FOR_WRITING;
+  if (look (fd, UNSHARED_BASE, nobody_else_may, &pid) == -EAGAIN)
+    return PLOOP_LOCKED_FOR_READING;
+  return PLOOP_UNLOCKED;
+}
+
+bool
+lock_descriptor (const char *path, bool writer, int *fd, GError **error)
+{
+  g_autofree char *directory = g_path_get_dirname (path);
+  g_autofree char *descriptor =
+    g_build_filename (directory, "DiskDescriptor.xml", NULL);
+  g_autofree char *lock_file = g_strconcat (descriptor, ".lck", NULL);
+
+  *fd = -1;
+  if (access (descriptor, F_OK) == -1)
+    return true;
+
+  *fd = writer ? open (lock_file, O_RDWR | O_CREAT | O_CLOEXEC, 0600)
+               : open (lock_file, O_RDONLY | O_CLOEXEC);
+  if (*fd == -1) {
+    /* A reader leaves no file behind where ploop has never been, and one that
+     * may not open ploop's lock can still be kept out by the other kind.
+     */
+    if (!writer)
+      return true;
+    error_set_system (error, errno, "%s: cannot be opened to keep ploop out",
+                      lock_file);
+    return false;
+  }
+
+  while (flock (*fd, (writer ? LOCK_EX : LOCK_SH) | LOCK_NB) == -1) {
+    if (errno == EINTR)
+      continue;
+    if (errno == EWOULDBLOCK)
+      g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_IN_USE,
+                   "%s: in use by ploop, which holds %s: wait for it to end",
+                   path, lock_file);
+    else
+      error_set_system (error, errno, "%s: cannot be locked", lock_file);
+    close (*fd);
+    *fd = -1;
+    return false;
+  }
+  return true;
+}
