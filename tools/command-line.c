@@ -1,0 +1,80 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+
+/* The part of reading a command line that all subcommands have in common: one
+ * GOptionContext for each, --help, and the right number of arguments.
+ *
+ * GLib's own --help prints and exits in the middle of parsing, so that a full
+ * disk behind standard output would go unnoticed; hence the entry of our own.
+ */
+
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "ploop-img.h"
+
+static void
+print_help (const struct subcommand *self, GOptionContext *context)
+{
+  g_autofree char *program = g_strdup_printf ("ploop-img %s", self->name);
+  g_autofree char *help = NULL;
+  g_autoptr (GString) ascii = NULL;
+
+  g_set_prgname (program);
+  help = g_option_context_get_help (context, TRUE, NULL);
+  ascii = g_string_new (help);
+  g_string_replace (ascii, "…", "...", 0);
+  fputs (ascii->str, stdout);
+}
+
+/* Are there as many ARGUMENTS as SELF names?  If not, report it. */
+static bool
+arguments_are_complete (const struct subcommand *self, char **arguments)
+{
+  g_auto (GStrv) names = g_strsplit (self->arguments, " ", -1);
+  guint expected = g_strv_length (names);
+  guint given = arguments == NULL ? 0 : g_strv_length (arguments);
+
+  if (given < expected) {
+    report_usage_error (self, "%s is missing", names[given]);
+    return false;
+  }
+  if (given > expected) {
+    report_usage_error (self, "unexpected argument '%s'", arguments[expected]);
+    return false;
+  }
+  return true;
+}
+
+char **
+command_line_parse (const struct subcommand *self, const GOptionEntry *entries,
+                    int argc, char **argv, int *status)
+{
+  gboolean help = FALSE;
+  g_auto (GStrv) arguments = NULL;
+  const GOptionEntry common[] = {
+    { "help", 'h', 0, G_OPTION_ARG_NONE, &help, "Show this help", NULL },
+    { G_OPTION_REMAINING, 0, 0, G_OPTION_ARG_FILENAME_ARRAY, &arguments, NULL,
+      self->arguments },
+    G_OPTION_ENTRY_NULL
+  };
+  g_autoptr (GOptionContext) context = g_option_context_new (NULL);
+  g_autoptr (GError) error = NULL;
+
+  g_option_context_set_help_enabled (context, FALSE);
+  g_option_context_set_summary (context, self->summary);
+  g_option_context_add_main_entries (context, entries, NULL);
+  g_option_context_add_main_entries (context, common, NULL);
+  *status = EXIT_FAILURE;
+  if (!g_option_context_parse (context, &argc, &argv, &error)) {
+    report_usage_error (self, "%s", error->message);
+    return NULL;
+  }
+  if (help) {
+    print_help (self, context);
+    *status = EXIT_SUCCESS;
+    return NULL;
+  }
+  if (!arguments_are_complete (self, arguments))
+    return NULL;
+  return g_steal_pointer (&arguments);
+}

@@ -1,0 +1,88 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+
+/* What the files of ploop-img share: the shape of a subcommand, reading its
+ * command line, sizes as people write them, and reporting.
+ *
+ * Everything about images comes from the public ploop-core.h; the tool knows
+ * nothing else about the format.
+ */
+
+#ifndef PLOOP_IMG_H
+#define PLOOP_IMG_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include <glib.h>
+#include <json-glib/json-glib.h>
+
+/* A row of the table in ploop-img.c.  run gets the arguments that follow the
+ * tool's name, argv[0] being the name of the subcommand, and returns the exit
+ * status of the process.
+ */
+struct subcommand {
+  const char *name;
+  const char *arguments;        /* names, with one space between: "FILE SIZE" */
+  const char *summary;          /* one line */
+  int (*run) (const struct subcommand *self, int argc, char **argv);
+};
+
+int create_run (const struct subcommand *self, int argc, char **argv);
+int info_run (const struct subcommand *self, int argc, char **argv);
+int check_run (const struct subcommand *self, int argc, char **argv);
+
+/* command-line.c */
+
+/* Read ARGV: options into what ENTRIES point to, the rest must be exactly as
+ * many arguments as SELF names.
+ *
+ * Returns the arguments, or NULL when there is nothing left to do but to exit
+ * with *STATUS: help was asked for and printed, or an error was reported.
+ */
+char **command_line_parse (const struct subcommand *self,
+                           const GOptionEntry *entries,
+                           int argc, char **argv, int *status);
+
+/* size.c */
+
+/* Read TEXT, like "1048576", "100M" or "1.5GiB", into *BYTES, a multiple of
+ * 512.  Returns false and sets ERROR, which names TEXT and what is accepted.
+ */
+bool size_parse (const char *text, uint64_t *bytes, GError **error);
+
+/* BYTES for people, in the largest unit that fits: "16 TiB", "1.5 KiB". */
+char *size_format (uint64_t bytes);
+
+/* The same, followed by the exact number: "16 TiB (17592186044416 bytes)". */
+char *size_format_exact (uint64_t bytes);
+
+/* report.c */
+
+/* Both print on standard error and return EXIT_FAILURE. */
+int report_error (const GError *error);
+int report_usage_error (const struct subcommand *self, const char *format, ...)
+  G_GNUC_PRINTF (2, 3);
+
+/* Has everything that was printed reached standard output?  Returns STATUS, or
+ * reports the failure and returns EXIT_FAILURE.  Nothing may be printed after.
+ */
+int report_finish (int status);
+
+/* output.c */
+
+enum output_format { OUTPUT_HUMAN, OUTPUT_JSON };
+
+/* Read the argument of --output; NULL, when it was not given, is human. */
+bool output_parse_format (const char *text, enum output_format *format,
+                          GError **error);
+
+/* Add a member to the object that BUILDER has open. */
+void output_add_text (JsonBuilder *builder, const char *name,
+                      const char *value);
+void output_add_number (JsonBuilder *builder, const char *name,
+                        uint64_t value);
+
+/* Print what BUILDER has built. */
+void output_json (JsonBuilder *builder);
+
+#endif /* PLOOP_IMG_H */
