@@ -12,6 +12,7 @@
 #include <config.h>
 
 #include <errno.h>
+#include <sched.h>
 #include <sys/mman.h>
 
 #include "alloc.h"
@@ -98,7 +99,7 @@ take_between (struct alloc *alloc, uint64_t from, uint64_t to, uint64_t *cell)
 
 /* Take the lowest fresh cell. */
 static bool
-take_fresh (struct alloc *alloc, uint64_t *cell)
+take_lowest (struct alloc *alloc, uint64_t *cell)
 {
   /* Acquire: pairs with the release in make_fresh. */
   const uint64_t limit =
@@ -117,6 +118,20 @@ take_fresh (struct alloc *alloc, uint64_t *cell)
     return true;
   }
   return take_between (alloc, 0, MIN (hint, words), cell);
+}
+
+/* Take a fresh cell, if there is one, and hold it. */
+static bool
+take_fresh (struct alloc *alloc, uint64_t *cell)
+{
+  /* Counted before it is taken: nobody shall find neither the cell nor its
+   * holder.
+   */
+  atomic_fetch_add (&alloc->nr_held, 1);
+  if (take_lowest (alloc, cell))
+    return true;
+  atomic_fetch_sub (&alloc->nr_held, 1);
+  return false;
 }
 
 void
@@ -138,6 +153,15 @@ alloc_give_back (struct alloc *alloc, uint32_t entry)
                                                     memory_order_relaxed))
     continue;
   atomic_fetch_add_explicit (&alloc->nr_wanted, 1, memory_order_relaxed);
+  /* Sequentially consistent, as in may_come_back: returned first. */
+  atomic_fetch_add (&alloc->nr_returned, 1);
+  atomic_fetch_sub (&alloc->nr_held, 1);
+}
+
+void
+alloc_keep (struct alloc *alloc)
+{
+  atomic_fetch_sub (&alloc->nr_held, 1);
 }
 
 /* ---- Extending the file ------------------------------------------------ */
@@ -249,22 +273,49 @@ extend_locked (struct alloc *alloc)
   return 0;
 }
 
+/* Since NR_RETURNED was read, a cell was given back, or somebody holds one who
+ * may do so: losing a race must not look like a full disk to others.
+ */
+static bool
+may_come_back (struct alloc *alloc, uint64_t nr_returned)
+{
+  return atomic_load (&alloc->nr_held) > 0
+         || atomic_load (&alloc->nr_returned) != nr_returned;
+}
+
+/* With the extend lock held.  Those who hold a cell need no lock to say what
+ * becomes of it, so waiting for them here ends.
+ */
+static int
+take_or_extend (struct alloc *alloc, uint64_t *cell)
+{
+  for (;;) {
+    const uint64_t nr_returned = atomic_load (&alloc->nr_returned);
+    int r;
+
+    /* Somebody else may have extended meanwhile; and what is extended may be
+     * gone before we get to it.
+     */
+    if (take_fresh (alloc, cell))
+      return 0;
+    r = extend_locked (alloc);
+    if (r < 0 && !may_come_back (alloc, nr_returned))
+      return r;
+    if (r < 0)
+      sched_yield ();
+  }
+}
+
 int
 alloc_take (struct alloc *alloc, uint32_t *entry)
 {
   uint64_t cell;
-  int r = 0;
 
   if (!take_fresh (alloc, &cell)) {
+    int r;
+
     pthread_mutex_lock (&alloc->extend_lock);
-    /* Somebody else may have extended, or given one back, meanwhile; and what
-     * is extended may be gone before we get to it.
-     */
-    while (!take_fresh (alloc, &cell)) {
-      r = extend_locked (alloc);
-      if (r < 0)
-        break;
-    }
+    r = take_or_extend (alloc, &cell);
     pthread_mutex_unlock (&alloc->extend_lock);
     if (r < 0)
       return r;

@@ -9,7 +9,8 @@
  *
  * The file is extended and synced in large steps; what a step brings is a
  * bitmap of fresh cells.  Taking one is an atomic and, giving one back an
- * atomic or, always the lowest first.  Only extending takes a lock.
+ * atomic or; the lowest goes first, but for a race.  Only extending takes a
+ * lock.
  */
 
 #ifndef PLOOP_LIB_ALLOC_H
@@ -32,6 +33,8 @@ struct alloc {
   _Atomic uint64_t limit;       /* bits below it are in the file; only grows */
   _Atomic uint64_t hint;        /* word where to look first */
   _Atomic int64_t nr_wanted;    /* guest clusters that have no host cluster */
+  _Atomic uint64_t nr_held;     /* taken, not kept or given back yet */
+  _Atomic uint64_t nr_returned; /* given back so far; only grows */
   pthread_mutex_t extend_lock;  /* for what follows */
   uint64_t data_end;            /* at open: what lies beyond is nobody's */
   bool tail_cut;                /* the file ends at data_end or beyond limit */
@@ -46,14 +49,20 @@ int alloc_init (struct alloc *alloc, struct delta *delta,
                 const struct log *log, uint64_t data_end, uint64_t nr_wanted);
 void alloc_destroy (struct alloc *alloc);
 
-/* Take a fresh host cluster; *ENTRY is its BAT entry.  Blocks while the file
- * is extended.  Returns 0 or a negative errno, -ENOSPC when the file cannot
- * grow.  The in-use mark must be on disk (commit_begin).
+/* Take a fresh host cluster; *ENTRY is its BAT entry.  The caller says soon what
+ * becomes of it, without waiting for anybody: alloc_keep or alloc_give_back.
+ *
+ * Blocks while the file is extended.  Returns 0 or a negative errno, -ENOSPC
+ * when the file cannot grow and nobody holds a cluster that may come back.  The
+ * in-use mark must be on disk (commit_begin).
  */
 int alloc_take (struct alloc *alloc, uint32_t *entry);
 
-/* Give a host cluster back that was never written and that no map word ever
- * named.
+/* A map word names the cluster that was taken. */
+void alloc_keep (struct alloc *alloc);
+
+/* Nothing was written to the cluster that was taken, and no map word ever
+ * named it.
  */
 void alloc_give_back (struct alloc *alloc, uint32_t entry);
 

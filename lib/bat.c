@@ -2,11 +2,12 @@
 
 /* Reading and judging a BAT: see bat.h.
  *
- * Who owns a cell is kept in an array of one word a cell: an anonymous mapping
- * that takes memory only where entries are.  That finds every pair of entries
- * with the same host cluster in one pass, as long as all clusters lie on the
- * grid.  v1 entries count sectors, so one may lie across two cells; those are
- * put aside and compared with their neighbours at the end.
+ * Which cells are taken is a bitmap: an anonymous mapping that takes memory only
+ * where entries are, and never more than 512 MiB, whatever the file claims.
+ * That finds every entry whose host cluster is taken in one pass, as long as all
+ * clusters lie on the grid; a second pass, only when there are such, finds whom
+ * they share it with.  v1 entries count sectors, so one may lie across two cells;
+ * those are put aside and compared with their neighbours at the end.
  */
 
 #include <config.h>
@@ -17,22 +18,41 @@
 
 #include "bat.h"
 
+/* The most that a writer adds to a file at once: qemu's and the kernel's
+ * default, and ours.
+ */
+#define PREALLOCATION (UINT64_C (128) << 20)
+
 /* BAT bytes read at once. */
 #define CHUNK ((size_t) 1 << 20)
 
+/* An entry off the grid. */
 struct placed {
   uint64_t offset;              /* of the host cluster in the file */
   uint32_t index;
 };
 
+/* An entry whose host cluster is taken: by the entry on the grid that owns
+ * CELL, to be found yet, or by OTHER.
+ */
+struct conflict {
+  uint32_t index, entry;
+  uint64_t cell;                /* NO_CELL: other is known */
+  uint32_t other;
+};
+
+#define NO_CELL UINT64_MAX
+#define WORD_BITS 64u
+
 struct scan {
   const struct delta *delta;
   const struct bat_visitor *visitor;
   struct bat_summary summary;
-  uint32_t *owners;             /* of each cell: index + 1, 0: nobody */
+  uint64_t *taken;              /* a bit a cell */
   uint64_t nr_cells;            /* that the file holds and an entry can name */
-  uint64_t nr_owned;            /* cells */
+  uint64_t nr_taken;
   GArray *off_grid;             /* of struct placed */
+  GArray *conflicts;            /* of struct conflict */
   bool stopped;
 };
 
@@ -66,17 +86,47 @@ found_sound (struct scan *scan, uint32_t index, uint32_t entry,
     scan->stopped = true;
 }
 
-/* Take a cell for INDEX.  Returns its owner before, as index + 1. */
-static uint32_t
-own (struct scan *scan, uint64_t cell, uint32_t index)
+static bool
+is_taken (const struct scan *scan, uint64_t cell)
 {
-  const uint32_t before = scan->owners[cell];
+  return cell < scan->nr_cells
+         && (scan->taken[cell / WORD_BITS] >> cell % WORD_BITS & 1) != 0;
+}
 
-  if (before == 0) {
-    scan->owners[cell] = index + 1;
-    scan->nr_owned++;
-  }
-  return before;
+static void
+take_cell (struct scan *scan, uint64_t cell)
+{
+  if (cell >= scan->nr_cells || is_taken (scan, cell))
+    return;
+  scan->taken[cell / WORD_BITS] |= UINT64_C (1) << cell % WORD_BITS;
+  scan->nr_taken++;
+}
+
+static void
+found_conflict (struct scan *scan, uint32_t index, uint32_t entry,
+                uint64_t cell, uint32_t other)
+{
+  const struct conflict conflict = {
+    .index = index,
+    .entry = entry,
+    .cell = cell,
+    .other = other,
+  };
+
+  g_array_append_val (scan->conflicts, conflict);
+}
+
+static bool
+is_on_grid (const struct format_layout *layout, uint64_t offset)
+{
+  return (offset - layout->data_start) % layout->cluster_size == 0;
+}
+
+/* The cell in which OFFSET lies. */
+static uint64_t
+cell_of (const struct format_layout *layout, uint64_t offset)
+{
+  return (offset - layout->data_start) / layout->cluster_size;
 }
 
 static void
@@ -85,28 +135,20 @@ judge (struct scan *scan, uint32_t index, uint32_t entry)
   const struct format_layout *layout = &scan->delta->layout;
   const uint64_t offset = format_entry_offset (layout, entry);
   const struct placed placed = { .offset = offset, .index = index };
-  uint64_t cell;
-  uint32_t owner;
 
   scan->summary.nr_allocated++;
-  if (offset < layout->data_start) {
+  if (offset < layout->data_start)
     found_fault (scan, BAT_BELOW_DATA, index, entry, 0);
-    return;
-  }
-  if (offset >= scan->delta->file_size) {
+  else if (offset >= scan->delta->file_size)
     found_fault (scan, BAT_PAST_END, index, entry, 0);
-    return;
-  }
-  if ((offset - layout->data_start) % layout->cluster_size != 0) {
+  else if (!is_on_grid (layout, offset))
     g_array_append_val (scan->off_grid, placed);
-    return;
-  }
-  cell = (offset - layout->data_start) / layout->cluster_size;
-  owner = own (scan, cell, index);
-  if (owner != 0)
-    found_fault (scan, BAT_SHARED, index, entry, owner - 1);
-  else
+  else if (is_taken (scan, cell_of (layout, offset)))
+    found_conflict (scan, index, entry, cell_of (layout, offset), 0);
+  else {
+    take_cell (scan, cell_of (layout, offset));
     found_sound (scan, index, entry, offset);
+  }
 }
 
 /* ---- Entries off the grid ---------------------------------------------- */
@@ -121,17 +163,24 @@ compare_placed (gconstpointer a, gconstpointer b)
   return x->index < y->index ? -1 : x->index > y->index;
 }
 
-/* Does a cluster on the grid overlap this one?  Its owner + 1, or 0. */
-static uint32_t
-on_grid_neighbour (const struct scan *scan, const struct placed *placed)
+/* Judge LIST[I], one of a sorted list. */
+static void
+judge_placed (struct scan *scan, const struct placed *list, guint i)
 {
   const struct format_layout *layout = &scan->delta->layout;
-  const uint64_t first =
-    (placed->offset - layout->data_start) / layout->cluster_size;
+  const struct placed *placed = &list[i];
+  const uint64_t first = cell_of (layout, placed->offset);
+  const uint32_t entry = (uint32_t) (placed->offset / layout->entry_unit);
 
-  if (scan->owners[first] != 0)
-    return scan->owners[first];
-  return first + 1 < scan->nr_cells ? scan->owners[first + 1] : 0;
+  if (is_taken (scan, first))
+    found_conflict (scan, placed->index, entry, first, 0);
+  else if (is_taken (scan, first + 1))
+    found_conflict (scan, placed->index, entry, first + 1, 0);
+  else if (i > 0
+           && placed->offset - list[i - 1].offset < layout->cluster_size)
+    found_conflict (scan, placed->index, entry, NO_CELL, list[i - 1].index);
+  else
+    found_sound (scan, placed->index, entry, placed->offset);
 }
 
 /* All clusters on the grid are known by now.  Two passes: whoever lies off the
@@ -140,55 +189,139 @@ on_grid_neighbour (const struct scan *scan, const struct placed *placed)
 static void
 judge_off_grid (struct scan *scan)
 {
-  const struct format_layout *layout = &scan->delta->layout;
   const struct placed *list = (const struct placed *) scan->off_grid->data;
   const guint n = scan->off_grid->len;
 
   g_array_sort (scan->off_grid, compare_placed);
-  for (guint i = 0; i < n && !scan->stopped; i++) {
-    const uint32_t entry = (uint32_t) (list[i].offset / layout->entry_unit);
-    const uint32_t owner = on_grid_neighbour (scan, &list[i]);
-
-    if (owner != 0)
-      found_fault (scan, BAT_SHARED, list[i].index, entry, owner - 1);
-    else if (i > 0
-             && list[i].offset - list[i - 1].offset < layout->cluster_size)
-      found_fault (scan, BAT_SHARED, list[i].index, entry, list[i - 1].index);
-    else
-      found_sound (scan, list[i].index, entry, list[i].offset);
-  }
+  for (guint i = 0; i < n && !scan->stopped; i++)
+    judge_placed (scan, list, i);
   for (guint i = 0; i < n; i++) {
-    const uint64_t first =
-      (list[i].offset - layout->data_start) / layout->cluster_size;
+    const uint64_t first = cell_of (&scan->delta->layout, list[i].offset);
 
-    own (scan, first, list[i].index);
-    if (first + 1 < scan->nr_cells)
-      own (scan, first + 1, list[i].index);
+    take_cell (scan, first);
+    take_cell (scan, first + 1);
   }
+}
+
+/* ---- Conflicts --------------------------------------------------------- */
+
+static int
+compare_by_cell (gconstpointer a, gconstpointer b)
+{
+  const struct conflict *x = a, *y = b;
+
+  if (x->cell != y->cell)
+    return x->cell < y->cell ? -1 : 1;
+  return x->index < y->index ? -1 : x->index > y->index;
+}
+
+static int
+compare_by_index (gconstpointer a, gconstpointer b)
+{
+  const struct conflict *x = a, *y = b;
+
+  return x->index < y->index ? -1 : x->index > y->index;
+}
+
+/* The first of the sorted conflicts about CELL, or NULL. */
+static struct conflict *
+conflict_about (const struct scan *scan, uint64_t cell)
+{
+  struct conflict *list = (struct conflict *) scan->conflicts->data;
+  guint low = 0, high = scan->conflicts->len;
+
+  while (low < high) {
+    const guint middle = low + (high - low) / 2;
+
+    if (list[middle].cell < cell)
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  return low < scan->conflicts->len && list[low].cell == cell ? &list[low]
+                                                              : NULL;
+}
+
+/* In the second pass: is this the owner of a cell that others want?  The first
+ * of the conflicts about it notes the owner for all of them, as index + 1.
+ */
+static void
+look_for_owner (struct scan *scan, uint32_t index, uint32_t entry)
+{
+  const struct format_layout *layout = &scan->delta->layout;
+  const uint64_t offset = format_entry_offset (layout, entry);
+  struct conflict *conflict;
+
+  if (offset < layout->data_start || offset >= scan->delta->file_size
+      || !is_on_grid (layout, offset))
+    return;
+  conflict = conflict_about (scan, cell_of (layout, offset));
+  if (conflict && conflict->other == 0)
+    conflict->other = index + 1;
+}
+
+/* After the second pass: give each conflict its partner, and tell. */
+static void
+tell_conflicts (struct scan *scan)
+{
+  struct conflict *list = (struct conflict *) scan->conflicts->data;
+  const guint n = scan->conflicts->len;
+
+  for (guint i = 0; i < n && list[i].cell != NO_CELL; i++)
+    list[i].other = i > 0 && list[i - 1].cell == list[i].cell
+                      ? list[i - 1].other : list[i].other - 1;
+  g_array_sort (scan->conflicts, compare_by_index);
+  for (guint i = 0; i < n && !scan->stopped; i++)
+    found_fault (scan, BAT_SHARED, list[i].index, list[i].entry,
+                 list[i].other);
 }
 
 /* ---- Reading ----------------------------------------------------------- */
 
-/* Judge the entries in BYTES, LENGTH bytes at OFFSET of the file. */
+/* Are the BLOCK bytes here all zero?  Most of a sparse disk's BAT is, so this
+ * is where opening one spends its time.
+ */
+#define BLOCK 64u
+
+static bool
+is_zero_block (const uint8_t *bytes)
+{
+  uint64_t words[BLOCK / sizeof (uint64_t)], any = 0;
+
+  memcpy (words, bytes, sizeof words);
+  for (size_t i = 0; i < G_N_ELEMENTS (words); i++)
+    any |= words[i];
+  return any == 0;
+}
+
+/* What is done with each entry that is not zero. */
+typedef void (*entry_fn) (struct scan *scan, uint32_t index, uint32_t entry);
+
+/* The entries in BYTES, LENGTH bytes at OFFSET of the file. */
 static void
-judge_chunk (struct scan *scan, const uint8_t *bytes, size_t length,
-             uint64_t offset)
+each_in_chunk (struct scan *scan, entry_fn fn, const uint8_t *bytes,
+               size_t length, uint64_t offset)
 {
   for (size_t i = 0; i + FORMAT_ENTRY_SIZE <= length && !scan->stopped;
        i += FORMAT_ENTRY_SIZE) {
-    const uint32_t entry = format_get_le32 (bytes + i);
+    uint32_t entry;
 
+    while (i + BLOCK <= length && is_zero_block (bytes + i))
+      i += BLOCK;
+    if (i + FORMAT_ENTRY_SIZE > length)
+      break;
+    entry = format_get_le32 (bytes + i);
     if (entry != 0)
-      judge (scan,
-             (uint32_t) ((offset + i - FORMAT_HEADER_SIZE) / FORMAT_ENTRY_SIZE),
-             entry);
+      fn (scan,
+          (uint32_t) ((offset + i - FORMAT_HEADER_SIZE) / FORMAT_ENTRY_SIZE),
+          entry);
   }
 }
 
-/* Judge the entries between two offsets of the file. */
+/* The entries between two offsets of the file. */
 static int
-judge_range (struct scan *scan, uint64_t start, uint64_t stop,
-             uint8_t *buffer, GError **error)
+each_in_range (struct scan *scan, entry_fn fn, uint64_t start, uint64_t stop,
+               uint8_t *buffer, GError **error)
 {
   while (start < stop && !scan->stopped) {
     const size_t length = (size_t) MIN (stop - start, CHUNK);
@@ -199,14 +332,15 @@ judge_range (struct scan *scan, uint64_t start, uint64_t stop,
                         G_GUINT64_FORMAT, scan->delta->path, start);
       return -1;
     }
-    judge_chunk (scan, buffer, length, start);
+    each_in_chunk (scan, fn, buffer, length, start);
     start += length;
   }
   return 0;
 }
 
+/* All entries. */
 static int
-scan_data (struct scan *scan, GError **error)
+each_entry (struct scan *scan, entry_fn fn, GError **error)
 {
   const uint64_t end = scan->delta->layout.bat_end;
   g_autofree uint8_t *buffer = g_malloc (CHUNK);
@@ -219,7 +353,7 @@ scan_data (struct scan *scan, GError **error)
      */
     start -= (start - FORMAT_HEADER_SIZE) % FORMAT_ENTRY_SIZE;
     stop = MIN (end, stop + (end - stop) % FORMAT_ENTRY_SIZE);
-    if (judge_range (scan, start, stop, buffer, error) < 0)
+    if (each_in_range (scan, fn, start, stop, buffer, error) < 0)
       return -1;
     start = stop;
   }
@@ -227,18 +361,35 @@ scan_data (struct scan *scan, GError **error)
 }
 
 static int
-map_owners (struct scan *scan, size_t *bytes, GError **error)
+map_taken (struct scan *scan, size_t *bytes, GError **error)
 {
-  *bytes = (size_t) MAX (scan->nr_cells, 1) * sizeof *scan->owners;
-  scan->owners = mmap (NULL, *bytes, PROT_READ | PROT_WRITE,
-                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (scan->owners == MAP_FAILED) {
+  *bytes = (size_t) (scan->nr_cells / WORD_BITS + 1) * sizeof *scan->taken;
+  scan->taken = mmap (NULL, *bytes, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (scan->taken == MAP_FAILED) {
     error_set_system (error, errno, "%s: no memory to check the BAT (%zu "
                       "bytes)", scan->delta->path, *bytes);
     return -1;
   }
-  /* Huge pages would make a sparse disk's array dense. */
-  madvise (scan->owners, *bytes, MADV_NOHUGEPAGE);
+  /* Huge pages would make a sparse disk's bitmap dense. */
+  madvise (scan->taken, *bytes, MADV_NOHUGEPAGE);
+  return 0;
+}
+
+static int
+scan_all (struct scan *scan, GError **error)
+{
+  if (each_entry (scan, judge, error) < 0)
+    return -1;
+  if (!scan->stopped)
+    judge_off_grid (scan);
+  if (scan->stopped || scan->conflicts->len == 0)
+    return 0;
+
+  g_array_sort (scan->conflicts, compare_by_cell);
+  if (each_entry (scan, look_for_owner, error) < 0)
+    return -1;
+  tell_conflicts (scan);
   return 0;
 }
 
@@ -257,19 +408,19 @@ bat_scan (const struct delta *delta, const struct bat_visitor *visitor,
   size_t bytes;
   int r;
 
-  if (map_owners (&scan, &bytes, error) < 0)
+  if (map_taken (&scan, &bytes, error) < 0)
     return -1;
   scan.off_grid = g_array_new (FALSE, FALSE, sizeof (struct placed));
+  scan.conflicts = g_array_new (FALSE, FALSE, sizeof (struct conflict));
 
-  r = scan_data (&scan, error);
-  if (r == 0 && !scan.stopped)
-    judge_off_grid (&scan);
-  scan.summary.nr_leaked = in_file - scan.nr_owned;
+  r = scan_all (&scan, error);
+  scan.summary.nr_leaked = in_file - scan.nr_taken;
   if (summary)
     *summary = scan.summary;
 
+  g_array_unref (scan.conflicts);
   g_array_unref (scan.off_grid);
-  munmap (scan.owners, bytes);
+  munmap (scan.taken, bytes);
   return r;
 }
 
@@ -280,13 +431,10 @@ bat_fault_is_unfinished (const struct delta *delta,
                          const struct bat_fault *fault)
 {
   const struct format_layout *layout = &delta->layout;
-  /* Below 2^61: no overflow. */
-  const uint64_t disk =
-    (uint64_t) layout->nr_entries * layout->cluster_size;
 
-  return fault->kind == BAT_PAST_END && format_is_dirty (delta->header.in_use)
+  return fault->kind == BAT_PAST_END && delta->header.in_use == FORMAT_IN_USE
          && format_entry_offset (layout, fault->entry)
-              <= delta->file_size + layout->cluster_size + disk;
+              < delta->file_size + MAX (PREALLOCATION, layout->cluster_size);
 }
 
 char *

@@ -48,8 +48,10 @@ struct bat_summary {
   uint64_t nr_leaked;           /* cells inside the file that none names */
 };
 
-/* Read the whole BAT of DELTA, in order.  Sound entries go to visitor->entry,
- * others to visitor->fault; either may be NULL.  SUMMARY may be NULL.
+/* Read the whole BAT of DELTA.  Sound entries go to visitor->entry, others to
+ * visitor->fault; either may be NULL.  SUMMARY may be NULL.  In the order of
+ * the BAT, but for entries that share a host cluster, which come last; the one
+ * that has it first counts as sound.
  *
  * Returns 0, also when a visitor ended the scan (SUMMARY is not complete
  * then), or -1 with ERROR set when the BAT cannot be read.
@@ -57,9 +59,11 @@ struct bat_summary {
 int bat_scan (const struct delta *delta, const struct bat_visitor *visitor,
               struct bat_summary *summary, GError **error);
 
-/* Is this the trace of a cluster that was never flushed: in an image that was
- * not closed, an entry past the end of the file, no further than its writer
- * can have got?  It counts as unallocated.
+/* Is this the trace of a cluster that was never flushed: in an image that is
+ * marked as in use, an entry past the end of the file, no further than one step
+ * of preallocation?  It counts as unallocated.
+ *
+ * Anything further is a file that was cut off, and whose clusters were there.
  */
 bool bat_fault_is_unfinished (const struct delta *delta,
                               const struct bat_fault *fault);

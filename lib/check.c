@@ -208,11 +208,21 @@ load_extension (struct check *check, char **wrong, GError **error)
   const struct format_layout *layout = &delta->layout;
   const uint64_t offset =
     delta->header.extension_sectors * FORMAT_SECTOR_SIZE;
-  g_autofree uint8_t *bytes = g_try_malloc (layout->cluster_size);
+  g_autofree uint8_t *bytes = NULL;
   struct extension extension;
-  int r = bytes ? delta_pread (delta, bytes, layout->cluster_size, offset)
-                : -ENOMEM;
+  int r = -ENOMEM;
 
+  /* Nobody writes an extension into larger clusters, and a sparse file of a few
+   * bytes can claim 2 GiB.
+   */
+  if (layout->cluster_size > FORMAT_MAX_CREATE_CLUSTER) {
+    *wrong = g_strdup_printf ("extension in a cluster of %" G_GUINT32_FORMAT
+                              " bytes", layout->cluster_size);
+    return 0;
+  }
+  bytes = g_try_malloc (layout->cluster_size);
+  if (bytes)
+    r = delta_pread (delta, bytes, layout->cluster_size, offset);
   if (r < 0) {
     error_set_system (error, r, "%s: extension cannot be read at byte %"
                       G_GUINT64_FORMAT, delta->path, offset);

@@ -43,7 +43,12 @@ commit_init (struct commit *commit, struct delta *delta, struct map *map,
     .map = map,
     .log = log,
     .lost = lost,
+    .header = delta->header,
     .nr_pages = delta->layout.bat_end / PAGE_SIZE_BYTES + 1,
+    /* A server that was killed may have answered writes that are only in the
+     * page cache; its client's flush may come to us.
+     */
+    .nr_changes = format_is_dirty (delta->header.in_use),
   };
   pages = mmap (NULL, page_changes_bytes (commit), PROT_READ | PROT_WRITE,
                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -168,13 +173,16 @@ clear_lost_entries (struct commit *commit)
 static int
 mark_locked (struct commit *commit)
 {
-  struct format_header header = commit->delta->header;
+  struct format_header header = commit->header;
   int r;
 
   if (commit_has_failed (commit))
     return -EIO;
   header.in_use = FORMAT_IN_USE;
-  header.flags &= ~FORMAT_FLAG_EMPTY;
+  /* A conversion that is marked on a closed image has ended; together with the
+   * in-use mark it would look as if it had been interrupted.
+   */
+  header.flags &= ~(FORMAT_FLAG_EMPTY | FORMAT_FLAG_CONVERSION);
   /* An extension of an image that was never closed is stale already; it must
    * not be taken for valid when the image is closed now.
    */
@@ -193,7 +201,7 @@ mark_locked (struct commit *commit)
   r = commit_flush (commit);
   if (r < 0)
     return r;
-  commit->delta->header = header;
+  commit->header = header;
   log_debug (commit->log, "%s: marked as in use", commit->delta->path);
   return 0;
 }
@@ -217,7 +225,7 @@ commit_mark (struct commit *commit)
 int
 commit_unmark (struct commit *commit)
 {
-  struct format_header header = commit->delta->header;
+  struct format_header header = commit->header;
   int r;
 
   if (!atomic_load_explicit (&commit->marked, memory_order_acquire))
@@ -228,9 +236,12 @@ commit_unmark (struct commit *commit)
     return r;
   commit_note_change (commit);
   r = commit_flush (commit);
-  if (r < 0)
+  if (r < 0) {
+    /* Nobody knows what is on the disk; what others see says so. */
+    write_header (commit->delta, &commit->header);
     return r;
-  commit->delta->header = header;
+  }
+  commit->header = header;
   atomic_store_explicit (&commit->marked, false, memory_order_release);
   log_debug (commit->log, "%s: closed", commit->delta->path);
   return 0;

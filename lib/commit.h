@@ -34,7 +34,8 @@ struct commit {
   const struct log *log;
 
   _Atomic bool marked;          /* the in-use mark is on disk */
-  pthread_mutex_t mark_lock;
+  pthread_mutex_t mark_lock;    /* for header */
+  struct format_header header;  /* as in the file now */
   GArray *lost;                 /* of uint32_t: see commit_init */
 
   /* By BAT page: in order, the number of the last change. */

@@ -103,11 +103,11 @@ create_new (const char *path, const struct format_header *header,
   return 0;
 }
 
-/* Write a new file beside PATH and rename it over.  The old one's permissions
- * are kept.
+/* Write a new file beside PATH and rename it over.  The old one's owner
+ * and permissions are kept.
  */
 static int
-write_beside_and_rename (const char *path, mode_t mode,
+write_beside_and_rename (const char *path, const struct stat *st,
                          const struct format_header *header, GError **error)
 {
   g_autofree char *beside = g_strconcat (path, ".XXXXXX", NULL);
@@ -118,7 +118,13 @@ write_beside_and_rename (const char *path, mode_t mode,
     error_set_system (error, errno, "%s: cannot be created", beside);
     return -1;
   }
-  r = fchmod (fd, mode & 07777) == -1 ? -errno : write_image (fd, header);
+  /* Its owner too, if we may; who may not is its owner already, or could not
+   * have opened it.
+   */
+  r = fchown (fd, st->st_uid, st->st_gid) == -1 && errno != EPERM ? -errno : 0;
+  if (r == 0)
+    r = fchmod (fd, st->st_mode & 07777) == -1 ? -errno
+                                               : write_image (fd, header);
   if (close (fd) == -1 && r == 0)
     r = -errno;
   if (r == 0 && rename (beside, path) == -1)
@@ -130,7 +136,8 @@ write_beside_and_rename (const char *path, mode_t mode,
   }
   r = sync_directory (path);
   if (r < 0)
-    error_set_system (error, r, "%s: directory cannot be synced", path);
+    error_set_system (error, r, "%s: is replaced, but its directory cannot be "
+                      "synced", path);
   return r < 0 ? -1 : 0;
 }
 
@@ -150,7 +157,7 @@ lock_and_replace (int fd, const char *path,
                  path);
   else if (lock_image (fd, path, true, error)
            && lock_descriptor (path, true, &descriptor_fd, error))
-    r = write_beside_and_rename (path, st.st_mode, header, error);
+    r = write_beside_and_rename (path, &st, header, error);
 
   if (descriptor_fd >= 0)
     close (descriptor_fd);

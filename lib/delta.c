@@ -9,8 +9,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <linux/magic.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "delta.h"
@@ -60,6 +62,42 @@ check_file_type (struct delta *delta, GError **error)
   delta->file_size = (uint64_t) st.st_size;
   delta->device = st.st_dev;
   return true;
+}
+
+/* A file that was renamed over between our opening and locking it is not the
+ * one that others know by this name.
+ */
+static bool
+check_name (const struct delta *delta, GError **error)
+{
+  struct stat here, named;
+
+  if (fstat (delta->fd, &here) == 0 && stat (delta->path, &named) == 0
+      && here.st_dev == named.st_dev && here.st_ino == named.st_ino)
+    return true;
+  g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_IN_USE,
+               "%s: was replaced while it was opened: try again",
+               delta->path);
+  return false;
+}
+
+/* Does the file system tell a hole only where nothing was ever written? */
+static bool
+tells_true_holes (int fd)
+{
+  struct statfs fs;
+
+  if (fstatfs (fd, &fs) == -1)
+    return false;
+  switch ((unsigned long) fs.f_type) {
+  case EXT4_SUPER_MAGIC:
+  case XFS_SUPER_MAGIC:
+  case BTRFS_SUPER_MAGIC:
+  case TMPFS_MAGIC:
+    return true;
+  default:
+    return false;
+  }
 }
 
 static bool
@@ -119,7 +157,7 @@ open_apart (struct delta *delta, GError **error)
     return false;
   }
   if (st.st_dev != apart.st_dev || st.st_ino != apart.st_ino) {
-    g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_SYSTEM,
+    g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_IN_USE,
                  "%s: was replaced while it was opened: try again",
                  delta->path);
     return false;
@@ -158,8 +196,10 @@ open_and_check (struct delta *delta, const char *path, enum delta_lock lock,
   if (!check_file_type (delta, error) || !lock_delta (delta, lock, error))
     return false;
   /* What was seen before the lock was there may have changed. */
-  if (!check_file_type (delta, error) || !read_header (delta, error))
+  if (!check_name (delta, error) || !check_file_type (delta, error)
+      || !read_header (delta, error))
     return false;
+  delta->holes_are_true = tells_true_holes (delta->fd);
   return delta->read_only || open_apart (delta, error);
 }
 
@@ -395,6 +435,10 @@ delta_next_data (const struct delta *delta, uint64_t end, uint64_t *start,
 
   if (*start >= end)
     return false;
+  if (!delta->holes_are_true) {
+    *stop = end;
+    return true;
+  }
   data = lseek (delta->fd, (off_t) *start, SEEK_DATA);
   if (data == -1 && errno == ENXIO)
     return false;

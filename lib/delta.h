@@ -34,6 +34,7 @@ struct delta {
   dev_t device;                 /* that holds the file */
   struct format_header header;  /* at open */
   struct format_layout layout;
+  bool holes_are_true;          /* the file system tells holes reliably */
   _Atomic bool no_fallocate;    /* the file system said so once */
   _Atomic bool no_zero_range;
   _Atomic bool no_punch;
@@ -99,8 +100,12 @@ int delta_sync_apart (const struct delta *delta);
 /* Present size of the file. */
 int delta_size (const struct delta *delta, uint64_t *size);
 
-/* Find the next range of the file at or after *START and below END that holds
- * data, as far as the file system tells.  Returns false when there is none.
+/* Find the next range of the file at or after *START and below END that may
+ * hold data.  Returns false when there is none.
+ *
+ * Leaves out holes only on file systems that are known to tell them truly.
+ * Some have reported a hole where data was written a moment ago (OpenZFS up to
+ * 2.2.1), and a BAT that is taken for empty costs the disk.
  */
 bool delta_next_data (const struct delta *delta, uint64_t end,
                       uint64_t *start, uint64_t *stop);

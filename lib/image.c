@@ -135,9 +135,10 @@ load_map (struct ploop_image *image, struct bat_summary *summary,
     return -1;
   if (format_is_dirty (delta->header.in_use))
     log_warning (&image->log, "%s: was not closed (in use is 0x%08"
-                 G_GINT32_MODIFIER "x); its BAT was checked and is sound, %u "
-                 "entries of clusters that were never flushed count as "
-                 "unallocated", delta->path, delta->header.in_use, lost->len);
+                 G_GINT32_MODIFIER "x), or a Virtuozzo kernel has it mounted: "
+                 "do not write to it then; its BAT was checked, and %u entries "
+                 "of clusters that are not in the file count as unallocated",
+                 delta->path, delta->header.in_use, lost->len);
   return 0;
 }
 

@@ -15,6 +15,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "lock.h"
@@ -137,6 +138,31 @@ lock_look (int fd)
   return PLOOP_UNLOCKED;
 }
 
+/* ploop_get_info looks whether the lock is free by taking it for a moment; that
+ * must not turn a server away.
+ */
+#define LOOK_TRIES 10
+#define LOOK_USEC 20000
+
+/* Open ploop's lock file; a writer creates it.  Whatever else lies under its
+ * name (a link, a fifo) is not opened.
+ */
+static int
+open_lock_file (const char *name, bool writer)
+{
+  const int flags = O_CLOEXEC | O_NOCTTY | O_NONBLOCK | O_NOFOLLOW;
+  int fd = writer ? open (name, O_RDWR | O_CREAT | flags, 0600)
+                  : open (name, O_RDONLY | flags);
+  struct stat st;
+
+  if (fd >= 0 && (fstat (fd, &st) == -1 || !S_ISREG (st.st_mode))) {
+    close (fd);
+    errno = EINVAL;
+    return -1;
+  }
+  return fd;
+}
+
 bool
 lock_descriptor (const char *path, bool writer, int *fd, GError **error)
 {
@@ -144,13 +170,13 @@ lock_descriptor (const char *path, bool writer, int *fd, GError **error)
   g_autofree char *descriptor =
     g_build_filename (directory, "DiskDescriptor.xml", NULL);
   g_autofree char *lock_file = g_strconcat (descriptor, ".lck", NULL);
+  int tries = 0;
 
   *fd = -1;
   if (access (descriptor, F_OK) == -1)
     return true;
 
-  *fd = writer ? open (lock_file, O_RDWR | O_CREAT | O_CLOEXEC, 0600)
-               : open (lock_file, O_RDONLY | O_CLOEXEC);
+  *fd = open_lock_file (lock_file, writer);
   if (*fd == -1) {
     /* A reader leaves no file behind where ploop has never been, and one that
      * may not open ploop's lock can still be kept out by the other kind.
@@ -165,6 +191,10 @@ lock_descriptor (const char *path, bool writer, int *fd, GError **error)
   while (flock (*fd, (writer ? LOCK_EX : LOCK_SH) | LOCK_NB) == -1) {
     if (errno == EINTR)
       continue;
+    if (errno == EWOULDBLOCK && tries++ < LOOK_TRIES) {
+      g_usleep (LOOK_USEC);
+      continue;
+    }
     if (errno == EWOULDBLOCK)
       g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_IN_USE,
                    "%s: in use by ploop, which holds %s: wait for it to end",

@@ -32,7 +32,7 @@ bool lock_image (int fd, const char *path, bool writer, GError **error);
 /* Lock the descriptor beside the image PATH (its real path), when there is
  * one.  *FD becomes the descriptor that holds the lock, or -1 when there is
  * nothing to lock: no DiskDescriptor.xml, or a reader finds no lock file.
- * Never waits.  Closing *FD unlocks.
+ * Waits a fraction of a second at most.  Closing *FD unlocks.
  */
 bool lock_descriptor (const char *path, bool writer, int *fd, GError **error);
 

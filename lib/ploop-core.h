@@ -179,7 +179,8 @@ struct ploop_create_options {
  * With it, it is replaced by rename, so that it is there whole, old or new, at
  * every instant; it must not be in use (PLOOP_ERROR_IN_USE).
  *
- * Returns 0, or -1 with ERROR set and nothing left behind.
+ * Returns 0, or -1 with ERROR set and everything as it was; but when ERROR says
+ * that the directory could not be synced, the new file is there.
  */
 int ploop_create (const char *path,
                   const struct ploop_create_options *options,
@@ -220,7 +221,7 @@ struct ploop_info {
 
 /* Read the header of the image PATH and count its BAT entries into INFO.
  *
- * Takes no lock and changes nothing, so the counts of an image that somebody
+ * Keeps nobody out and changes nothing, so the counts of an image that somebody
  * writes are those of a moment ago.  Returns 0, or -1 with ERROR set when the
  * file cannot be read or its header is not plausible.
  */

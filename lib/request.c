@@ -35,33 +35,50 @@ host_cluster_offset (const struct disk *disk, uint64_t word)
   return format_entry_offset (&disk->delta->layout, map_word_entry (word));
 }
 
-/* The longest piece at OFFSET of at most LENGTH bytes that is like its first
- * cluster: not mapped, or mapped to one range of the file with all entries
- * written or not.
- */
+/* The piece at OFFSET of at most LENGTH bytes that lies in one cluster. */
 static struct extent
-next_extent (const struct disk *disk, uint64_t length, uint64_t offset)
+first_piece (const struct disk *disk, uint64_t length, uint64_t offset)
 {
   const uint64_t cluster_size = disk->delta->layout.cluster_size;
   const uint64_t in_cluster = offset % cluster_size;
   struct extent extent = { .cluster = offset / cluster_size };
-  uint64_t next = extent.cluster + 1, host_next;
 
   extent.word = map_lookup (&disk->map, extent.cluster);
   extent.length = MIN (length, cluster_size - in_cluster);
   extent.host_offset = host_cluster_offset (disk, extent.word) + in_cluster;
-  host_next = extent.host_offset - in_cluster + cluster_size;
+  return extent;
+}
 
-  for (; extent.length < length; next++, host_next += cluster_size) {
+/* Add the clusters that follow, up to LENGTH bytes in all, as long as they are
+ * like the first: not mapped, or mapped to one range of the file with all
+ * entries written or not.
+ */
+static void
+join_clusters (const struct disk *disk, struct extent *extent,
+               uint64_t length)
+{
+  const uint64_t cluster_size = disk->delta->layout.cluster_size;
+  uint64_t next = extent->cluster + 1;
+
+  for (; extent->length < length; next++) {
     const uint64_t word = map_lookup (&disk->map, next);
 
-    if ((word ^ extent.word) & (MAP_MAPPED | MAP_UNWRITTEN))
-      break;
+    if ((word ^ extent->word) & (MAP_MAPPED | MAP_UNWRITTEN))
+      return;
     if (map_word_is_mapped (word)
-        && host_cluster_offset (disk, word) != host_next)
-      break;
-    extent.length += MIN (length - extent.length, cluster_size);
+        && host_cluster_offset (disk, word)
+             != extent->host_offset + extent->length)
+      return;
+    extent->length += MIN (length - extent->length, cluster_size);
   }
+}
+
+static struct extent
+next_extent (const struct disk *disk, uint64_t length, uint64_t offset)
+{
+  struct extent extent = first_piece (disk, length, offset);
+
+  join_clusters (disk, &extent, length);
   return extent;
 }
 
@@ -104,69 +121,101 @@ allocate (struct disk *disk, uint64_t cluster, uint64_t *word)
   int r;
 
   r = alloc_take (&disk->alloc, &entry);
-  if (r < 0)
-    return r;
+  if (r < 0) {
+    /* What failed may have been a sync: let the next flush ask the kernel. */
+    commit_note_change (&disk->commit);
+    /* The last cluster that there was may have gone to this very place. */
+    *word = map_lookup (&disk->map, cluster);
+    return map_word_is_mapped (*word) ? 0 : r;
+  }
   ours = map_word (0, entry, MAP_UNWRITTEN);
   if (map_publish (&disk->map, cluster, ours, &found)) {
+    alloc_keep (&disk->alloc);
     *word = ours;
-    return 0;
   }
-  alloc_give_back (&disk->alloc, entry);
-  *word = found;
+  else {
+    alloc_give_back (&disk->alloc, entry);
+    *word = found;
+  }
   return 0;
 }
 
-/* See to it that the extent's first cluster is mapped and its entry written,
- * so that a write to it may be answered.  Cuts the extent to that cluster when
- * there was something to do.
+/* A cluster is ready for a write that may be answered when it is mapped and
+ * its entry written.
  */
-static int
-prepare_extent (struct disk *disk, uint64_t offset, struct extent *extent)
+static bool
+is_ready (uint64_t word)
 {
-  const uint64_t cluster_size = disk->delta->layout.cluster_size;
-  const uint64_t in_cluster = offset % cluster_size;
-  int r;
+  return map_word_is_mapped (word) && !map_word_is_unwritten (word);
+}
 
-  if (map_word_is_mapped (extent->word)
-      && !map_word_is_unwritten (extent->word))
-    return 0;
-  extent->length = MIN (extent->length, cluster_size - in_cluster);
+/* Make the cluster of a piece ready. */
+static int
+prepare_piece (struct disk *disk, uint64_t offset, struct extent *extent)
+{
   if (!map_word_is_mapped (extent->word)) {
-    r = allocate (disk, extent->cluster, &extent->word);
+    int r = allocate (disk, extent->cluster, &extent->word);
+
     if (r < 0)
       return r;
     extent->host_offset = host_cluster_offset (disk, extent->word)
-                          + in_cluster;
+                          + offset % disk->delta->layout.cluster_size;
   }
-  if (map_word_is_unwritten (extent->word))
-    return commit_write_entry (&disk->commit, extent->cluster);
+  return is_ready (extent->word)
+           ? 0 : commit_write_entry (&disk->commit, extent->cluster);
+}
+
+/* The next piece of a write: as many clusters as are ready, or one that is
+ * made so.
+ */
+static int
+next_ready_extent (struct disk *disk, uint64_t length, uint64_t offset,
+                   struct extent *extent)
+{
+  *extent = first_piece (disk, length, offset);
+  if (!is_ready (extent->word))
+    return prepare_piece (disk, offset, extent);
+  join_clusters (disk, extent, length);
   return 0;
 }
 
-/* A forced write that is one extent, with BAT entries that are durable
- * already, needs no more than itself.
- */
+/* Is this one range of the file, with BAT entries that are durable already? */
 static bool
-is_durable_alone (const struct disk *disk, const struct extent *extent,
-                  uint64_t length, uint64_t offset)
+is_durable_alone (const struct disk *disk, uint64_t length, uint64_t offset,
+                  uint64_t *host_offset)
 {
-  const uint64_t last =
-    (offset + length - 1) / disk->delta->layout.cluster_size;
+  const uint64_t cluster_size = disk->delta->layout.cluster_size;
+  const struct extent extent = next_extent (disk, length, offset);
 
-  if (extent->length < length || !map_word_is_mapped (extent->word)
-      || map_word_is_unwritten (extent->word))
+  if (extent.length < length || !is_ready (extent.word))
     return false;
-  for (uint64_t c = extent->cluster; c <= last; c++)
+  for (uint64_t c = extent.cluster; c <= (offset + length - 1) / cluster_size;
+       c++)
     if (!commit_entry_is_durable (&disk->commit, c))
       return false;
+  *host_offset = extent.host_offset;
   return true;
+}
+
+/* A forced write whose BAT entries are durable needs no more than itself. */
+static int
+write_durable (struct disk *disk, const void *buf, size_t length,
+               uint64_t host_offset)
+{
+  int r =
+    delta_pwrite_durable (disk->delta, buf, length, host_offset);
+
+  /* Others may see the data now: a flush has to ask the kernel about it. */
+  if (r < 0)
+    commit_note_change (&disk->commit);
+  return r;
 }
 
 int
 request_write (struct disk *disk, const void *buf, size_t length,
                uint64_t offset, bool fua)
 {
-  bool first = true;
+  uint64_t host_offset;
   int r;
 
   if (length == 0)
@@ -176,17 +225,14 @@ request_write (struct disk *disk, const void *buf, size_t length,
   r = commit_begin (&disk->commit);
   if (r < 0)
     return r;
+  if (fua && is_durable_alone (disk, length, offset, &host_offset))
+    return write_durable (disk, buf, length, host_offset);
 
   while (length > 0) {
-    struct extent extent = next_extent (disk, length, offset);
+    struct extent extent;
     size_t n;
 
-    if (fua && first && is_durable_alone (disk, &extent, length, offset))
-      return delta_pwrite_durable (disk->delta, buf, length,
-                                   extent.host_offset);
-    first = false;
-
-    r = prepare_extent (disk, offset, &extent);
+    r = next_ready_extent (disk, length, offset, &extent);
     if (r < 0)
       return r;
     n = (size_t) extent.length;

@@ -39,6 +39,15 @@ short_options_have_r (const char *word, bool *takes_next)
   return false;
 }
 
+/* Long options may be cut short as long as no other begins so. */
+static bool
+is_long_readonly (const char *word)
+{
+  return strlen (word) >= strlen ("--re")
+         && (g_str_has_prefix ("--readonly", word)
+             || g_str_has_prefix ("--read-only", word));
+}
+
 bool
 arguments_are_read_only (char *const *arguments)
 {
@@ -53,8 +62,7 @@ arguments_are_read_only (char *const *arguments)
     }
     if (strcmp (*word, "--") == 0)
       return false;
-    if (strcmp (*word, "--readonly") == 0
-        || strcmp (*word, "--read-only") == 0)
+    if (is_long_readonly (*word))
       return true;
     if (g_str_has_prefix (*word, "--"))
       takes_next = g_strv_contains (long_with_argument, *word);

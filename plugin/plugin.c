@@ -14,6 +14,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -59,6 +60,10 @@ ploop_config (const char *key, const char *value)
                   file, value);
     return -1;
   }
+  if (*value == '\0') {
+    nbdkit_error ("file= is empty: give the path of an image");
+    return -1;
+  }
   /* nbdkit changes its directory before the image is opened. */
   file = nbdkit_realpath (value);
   return file ? 0 : -1;
@@ -97,6 +102,8 @@ ploop_get_ready (void)
   };
   g_autoptr (GError) error = NULL;
 
+  /* A limit of the file size is an error of one request, not the end. */
+  signal (SIGXFSZ, SIG_IGN);
   image = ploop_open (file, &options, &error);
   if (!image) {
     nbdkit_error ("%s", error->message);
@@ -148,6 +155,11 @@ static void *
 ploop_plugin_open (int readonly)
 {
   (void) readonly;
+  /* nbdkit may let a client in while it ends. */
+  if (!image) {
+    nbdkit_error ("the server is about to end");
+    return NULL;
+  }
   return &handle;
 }
 

@@ -22,9 +22,9 @@
 
 #define RECORDER_SECTOR 512u
 
-/* Begin to record, with the file as it is now as what is on the disk.  Syncs
- * that extend the file in larger steps than MAX_STEP bytes fail with ENOSPC,
- * so that there are many.
+/* Begin to record, with the file as it is now as what is on the disk.  To
+ * extend the file by more than MAX_STEP bytes at once fails with ENOSPC, so that
+ * it happens often.
  */
 void recorder_start (const char *path, uint64_t max_step);
 

@@ -14,7 +14,8 @@
  * Threads write, zero and flush through the library; each owns sectors of its
  * own, in the same clusters as the others'.  Each write stamps its sectors
  * with their number and its own.  After a cut the disk is read by the library
- * and each stamp is looked up in the sector's history.
+ * and each stamp is looked up in the sector's history.  Every other workload
+ * goes on with what a cut has left of the one before, and garbage behind it.
  *
  * At the end the same is done with syncs that do nothing: if no rule is
  * broken then, this test is worth nothing, and it fails.
@@ -41,6 +42,8 @@
 #define CLUSTER_SECTORS 64u
 #define CLUSTER (CLUSTER_SECTORS * 512u)
 #define NR_SECTORS (NR_CLUSTERS * CLUSTER_SECTORS)
+/* More host clusters than this the file never has, leaks included. */
+#define MAX_CELLS (4 * NR_CLUSTERS)
 /* Sectors in a row that belong to one thread. */
 #define RUN 8u
 #define OPS_PER_THREAD 120
@@ -58,6 +61,7 @@ struct stamp {
 };
 
 static GArray *histories[NR_SECTORS];   /* of struct change, in order */
+static uint64_t initial[NR_SECTORS];    /* number of the change before all */
 static GArray *flushes;                 /* of struct flush */
 static pthread_mutex_t flushes_lock = PTHREAD_MUTEX_INITIALIZER;
 static _Atomic uint64_t next_number = 1;
@@ -203,7 +207,7 @@ break_rule (const char *format, ...)
 static void
 check_metadata (const uint8_t *bytes, gsize size, uint64_t moment)
 {
-  bool taken[2 * NR_CLUSTERS] = { false };
+  bool taken[MAX_CELLS] = { false };
 
   if (recorder_cut_changed () && moment < closing
       && format_get_le32 (bytes + FORMAT_IN_USE_OFFSET) != FORMAT_IN_USE)
@@ -213,7 +217,7 @@ check_metadata (const uint8_t *bytes, gsize size, uint64_t moment)
 
     if (entry == 0)
       continue;
-    if (entry >= 2 * NR_CLUSTERS || (entry + 1) * CLUSTER > size) {
+    if (entry >= MAX_CELLS || (entry + 1) * CLUSTER > size) {
       break_rule ("rule 1: BAT entry %u is %u, the file has %zu bytes", i,
                   entry, size);
       return;
@@ -258,7 +262,7 @@ check_number (uint64_t sector, uint64_t number, uint64_t moment, bool closed)
   const GArray *history = histories[sector];
   const guint durable = durable_change (history, moment, closed);
 
-  if (durable == 0 && number == 0)
+  if (durable == 0 && number == initial[sector])
     return;
   for (guint i = durable > 0 ? durable - 1 : 0; i < history->len; i++) {
     const struct change *change = &g_array_index (history, struct change, i);
@@ -368,9 +372,63 @@ choose_moment (GRand *random, uint64_t end)
   }
 }
 
-/* One workload and NR_CUTS cuts of it. */
+/* Replace what lies behind the last cluster by garbage. */
 static void
-run_round (const char *directory, unsigned nr_cuts, bool broken_sync)
+add_garbage (const char *path)
+{
+  g_autofree uint8_t *bytes = NULL;
+  uint64_t data_end = CLUSTER;
+  gsize size;
+  FILE *file;
+
+  if (!g_file_get_contents (path, (char **) &bytes, &size, NULL))
+    g_error ("%s cannot be read", path);
+  for (uint32_t i = 0; i < NR_CLUSTERS; i++) {
+    const uint64_t entry = format_get_le32 (bytes + format_bat_offset (i));
+
+    data_end = MAX (data_end, (entry + 1) * CLUSTER);
+  }
+  if (truncate (path, (off_t) data_end) == -1
+      || !(file = fopen (path, "ab")))
+    g_error ("%s: %s", path, g_strerror (errno));
+  for (int n = g_random_int_range (0, 3 * CLUSTER); n > 0; n--)
+    putc ('g', file);
+  if (fclose (file) != 0)
+    g_error ("%s: %s", path, g_strerror (errno));
+}
+
+/* What a cut has left becomes the image of the next workload.  Its content is
+ * what nobody may lose from now on.
+ */
+static void
+go_on_with (const char *cut, const char *path)
+{
+  const struct ploop_open_options read_only = { .read_only = true };
+  g_autofree uint8_t *bytes = g_malloc (NR_SECTORS * 512);
+  ploop_image *before;
+
+  if (rename (cut, path) == -1)
+    g_error ("%s: %s", path, g_strerror (errno));
+  add_garbage (path);
+
+  before = ploop_open (path, &read_only, NULL);
+  if (!before || ploop_pread (before, bytes, NR_SECTORS * 512, 0) != 0)
+    g_error ("%s cannot be read", path);
+  ploop_close (before, NULL);
+  for (uint64_t i = 0; i < NR_SECTORS; i++) {
+    struct stamp stamp;
+
+    memcpy (&stamp, bytes + i * 512, sizeof stamp);
+    initial[i] = stamp.number;
+  }
+}
+
+/* One workload and NR_CUTS cuts of it, on a new image or on what the last cut
+ * has left.
+ */
+static void
+run_round (const char *directory, unsigned nr_cuts, bool go_on,
+           bool broken_sync)
 {
   static const double keeps[] = { 0, 0.1, 0.5, 0.9, 1 };
   g_autofree char *path = g_build_filename (directory, "image", NULL);
@@ -381,7 +439,11 @@ run_round (const char *directory, unsigned nr_cuts, bool broken_sync)
   for (unsigned i = 0; i < NR_SECTORS; i++)
     histories[i] = g_array_new (FALSE, FALSE, sizeof (struct change));
   flushes = g_array_new (FALSE, FALSE, sizeof (struct flush));
-  make_image (path);
+  memset (initial, 0, sizeof initial);
+  if (go_on)
+    go_on_with (cut, path);
+  else
+    make_image (path);
   recorder_start (path, 5 * CLUSTER);
   run_workload (path);
   end = recorder_now ();
@@ -401,7 +463,15 @@ run_round (const char *directory, unsigned nr_cuts, bool broken_sync)
   g_rand_free (random);
   forget ();
   unlink (path);
+}
+
+static void
+remove_all (const char *directory)
+{
+  g_autofree char *cut = g_build_filename (directory, "cut", NULL);
+
   unlink (cut);
+  rmdir (directory);
 }
 
 static unsigned
@@ -423,16 +493,16 @@ main (void)
   printf ("%u workloads of %u cuts each, PLOOP_TEST_SEED=%u\n", nr_rounds,
           nr_cuts, seed);
   for (unsigned i = 0; i < nr_rounds && !broken; i++, seed += NR_THREADS)
-    run_round (directory, nr_cuts, false);
+    run_round (directory, nr_cuts, i % 2 == 1, false);
   if (broken) {
-    rmdir (directory);
+    remove_all (directory);
     return EXIT_FAILURE;
   }
 
   /* And now without syncs. */
   for (int i = 0; i < 20 && !broken; i++, seed += NR_THREADS)
-    run_round (directory, 60, true);
-  rmdir (directory);
+    run_round (directory, 60, false, true);
+  remove_all (directory);
   if (!broken) {
     fprintf (stderr, "syncs that do nothing go unnoticed: this test cannot "
              "fail\n");

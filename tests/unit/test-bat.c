@@ -101,10 +101,10 @@ START_TEST (each_fault_is_found)
   ck_assert_uint_eq (seen.nr_sound, 2);
   ck_assert_uint_eq (seen.nr_faults, 4);
   assert_fault (&seen.faults[0], BAT_BELOW_DATA, 2);
-  assert_fault (&seen.faults[1], BAT_SHARED, 3);
-  ck_assert_uint_eq (seen.faults[1].other, 1);
-  assert_fault (&seen.faults[2], BAT_PAST_END, 5);
-  assert_fault (&seen.faults[3], BAT_PAST_END, 19999);
+  assert_fault (&seen.faults[1], BAT_PAST_END, 5);
+  assert_fault (&seen.faults[2], BAT_PAST_END, 19999);
+  assert_fault (&seen.faults[3], BAT_SHARED, 3);
+  ck_assert_uint_eq (seen.faults[3].other, 1);
 }
 END_TEST
 
@@ -117,11 +117,11 @@ START_TEST (v1_entries_off_the_grid_may_not_overlap)
 
   scan (&header, entries, 1000 * 512, &seen);
   ck_assert_uint_eq (seen.nr_faults, 2);
-  /* In the order of the file: 6 ends one sector into 0; 5 begins in 4. */
-  assert_fault (&seen.faults[0], BAT_SHARED, 6);
-  ck_assert_uint_eq (seen.faults[0].other, 0);
-  assert_fault (&seen.faults[1], BAT_SHARED, 5);
-  ck_assert_uint_eq (seen.faults[1].other, 4);
+  /* 5 begins in the last sector of 4; 6 in the last of 0. */
+  assert_fault (&seen.faults[0], BAT_SHARED, 5);
+  ck_assert_uint_eq (seen.faults[0].other, 4);
+  assert_fault (&seen.faults[1], BAT_SHARED, 6);
+  ck_assert_uint_eq (seen.faults[1].other, 0);
   ck_assert_uint_eq (seen.nr_sound, 5);
 }
 END_TEST
@@ -136,6 +136,25 @@ START_TEST (v1_entry_off_the_grid_may_not_overlap_a_later_one_on_it)
   ck_assert_uint_eq (seen.nr_faults, 1);
   assert_fault (&seen.faults[0], BAT_SHARED, 0);
   ck_assert_uint_eq (seen.faults[0].other, 1);
+}
+END_TEST
+
+START_TEST (each_of_many_is_told_its_partner)
+{
+  const struct format_header header = scratch_header (2, 64, 100);
+  uint32_t entries[100] = { [3] = 5, [4] = 2, [9] = 5, [10] = 2, [50] = 5,
+                            [51] = 2, [99] = 3 };
+  static const uint32_t partners[][2] = { { 9, 3 }, { 10, 4 }, { 50, 3 },
+                                          { 51, 4 } };
+  struct seen seen = { .nr_faults = 0 };
+  struct bat_summary summary = scan (&header, entries, 6 * 32768, &seen);
+
+  ck_assert_uint_eq (seen.nr_faults, 4);
+  for (unsigned i = 0; i < 4; i++) {
+    assert_fault (&seen.faults[i], BAT_SHARED, partners[i][0]);
+    ck_assert_uint_eq (seen.faults[i].other, partners[i][1]);
+  }
+  ck_assert_uint_eq (summary.nr_leaked, 2);
 }
 END_TEST
 
@@ -167,8 +186,8 @@ START_TEST (past_the_end_is_unfinished_only_in_a_marked_image)
   path = scratch_image ("marked", &header, NULL, 32768);
   delta = delta_open (path, DELTA_LOCK_NONE, NULL);
   ck_assert (bat_fault_is_unfinished (delta, &fault));
-  /* No writer can have got there. */
-  fault.entry = 200;
+  /* No writer goes that far at once: the file was cut off. */
+  fault.entry = 5000;
   ck_assert (!bat_fault_is_unfinished (delta, &fault));
   fault.kind = BAT_SHARED;
   fault.entry = 50;
@@ -185,6 +204,7 @@ add_tests (TCase *tcase)
   tcase_add_test (tcase, v1_entries_off_the_grid_may_not_overlap);
   tcase_add_test (tcase,
                   v1_entry_off_the_grid_may_not_overlap_a_later_one_on_it);
+  tcase_add_test (tcase, each_of_many_is_told_its_partner);
   tcase_add_test (tcase, scan_ends_when_it_is_told);
   tcase_add_test (tcase, past_the_end_is_unfinished_only_in_a_marked_image);
 }

@@ -263,6 +263,28 @@ START_TEST (descriptor_lock_is_taken_and_respected)
 }
 END_TEST
 
+/* Whatever lies under the name of ploop's lock, we do not wait for it. */
+START_TEST (odd_lock_file_hangs_nobody)
+{
+  g_autofree char *path = good_image ();
+  g_autofree char *dir = g_path_get_dirname (path);
+  g_autofree char *xml = g_build_filename (dir, "DiskDescriptor.xml", NULL);
+  g_autofree char *lck = g_strconcat (xml, ".lck", NULL);
+  g_autoptr (GError) error = NULL;
+  struct delta *delta;
+
+  ck_assert (g_file_set_contents (xml, "x", 1, NULL));
+  ck_assert_int_eq (mkfifo (lck, 0600), 0);
+  delta = delta_open (path, DELTA_LOCK_READER, NULL);
+  ck_assert_ptr_nonnull (delta);
+  delta_close (delta);
+  ck_assert_ptr_null (delta_open (path, DELTA_LOCK_WRITER, &error));
+  ck_assert_ptr_nonnull (strstr (error->message, lck));
+  unlink (lck);
+  unlink (xml);
+}
+END_TEST
+
 static void
 add_tests (TCase *tcase)
 {
@@ -275,6 +297,7 @@ add_tests (TCase *tcase)
   tcase_add_test (tcase, writer_keeps_all_out_and_readers_share);
   tcase_add_test (tcase, libploop_keeps_us_out);
   tcase_add_test (tcase, descriptor_lock_is_taken_and_respected);
+  tcase_add_test (tcase, odd_lock_file_hangs_nobody);
 }
 
 int

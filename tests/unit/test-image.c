@@ -268,6 +268,78 @@ START_TEST (marked_image_is_opened_and_unfinished_entries_are_cleared)
 }
 END_TEST
 
+/* A copy that was cut short is not a crash: nearly all of its clusters are
+ * missing, and clearing their entries would lose what a better copy may have.
+ */
+START_TEST (marked_image_that_was_cut_off_is_refused)
+{
+  struct format_header header = scratch_header (2, 2048, 2000);
+  g_autofree uint32_t *entries = g_new0 (uint32_t, 2000);
+  g_autofree char *path = NULL;
+  g_autoptr (GError) error = NULL;
+
+  for (uint32_t i = 0; i < 2000; i++)
+    entries[i] = i + 1;
+  header.in_use = FORMAT_IN_USE;
+  path = scratch_image ("cut", &header, entries, 3 << 20);
+  ck_assert_ptr_null (ploop_open (path, &writing, &error));
+  ck_assert_ptr_nonnull (strstr (error->message, "past the end of the file"));
+}
+END_TEST
+
+/* A server was killed after it had answered: its client's flush comes to us. */
+START_TEST (first_flush_of_a_marked_image_syncs)
+{
+  struct format_header header = scratch_header (2, 64, 100);
+  g_autofree char *path = NULL;
+  ploop_image *image;
+
+  header.in_use = FORMAT_IN_USE;
+  path = scratch_image ("killed", &header, NULL, CLUSTER);
+  image = open_image (path, &writing);
+  ck_assert_int_eq (ploop_flush (image), 0);
+  ck_assert_uint_eq (fault_calls[FAULT_FDATASYNC], 1);
+  ck_assert_int_eq (ploop_flush (image), 0);
+  ck_assert_uint_eq (fault_calls[FAULT_FDATASYNC], 1);
+  close_image (image);
+}
+END_TEST
+
+/* Else a crash would make it look like an interrupted conversion. */
+START_TEST (conversion_flag_of_a_closed_image_goes_with_the_mark)
+{
+  struct format_header header = scratch_header (2, 64, 100);
+  g_autofree char *path = NULL;
+  ploop_image *image;
+
+  header.flags = FORMAT_FLAG_CONVERSION;
+  path = scratch_image ("converted", &header, NULL, CLUSTER);
+  image = open_image (path, &writing);
+  write_at (image, 'a', 1, 0, 0);
+  ck_assert_uint_eq (scratch_read_le32 (path, 52), 0);
+  close_image (image);
+}
+END_TEST
+
+/* What a forced write could not make durable is seen by others; a flush must
+ * not say that it is on the disk without having asked.
+ */
+START_TEST (failed_forced_write_is_not_forgotten)
+{
+  g_autofree char *path = empty_image (2, 64);
+  ploop_image *image = open_image (path, &writing);
+  char c = 1;
+
+  write_at (image, 'a', 512, 0, PLOOP_FUA);
+  fault_reset ();
+  fault_inject (FAULT_PWRITE, EIO, 0, 1);
+  ck_assert_int_eq (ploop_pwrite (image, &c, 1, 0, PLOOP_FUA), -EIO);
+  ck_assert_int_eq (ploop_flush (image), 0);
+  ck_assert_uint_eq (fault_calls[FAULT_FDATASYNC], 1);
+  close_image (image);
+}
+END_TEST
+
 static const struct {
   const char *words;
   uint32_t in_use, flags, entry, field_offset, field;
@@ -335,6 +407,49 @@ struct writer {
   unsigned number;
 };
 
+/* All write to the one cluster that still has room. */
+static void *
+write_last_cluster (void *opaque)
+{
+  const struct writer *writer = opaque;
+  const char c = 'a';
+
+  return ploop_pwrite (writer->image, &c, 1, CLUSTER * 7 + writer->number, 0)
+             == 0
+           ? NULL : "write failed";
+}
+
+/* Losing the race for the last cluster is not a full disk. */
+START_TEST (threads_share_the_last_cluster_that_fits)
+{
+  g_autofree char *path = empty_image (2, 64);
+  ploop_image *image = open_image (path, &writing);
+  struct writer writers[NR_THREADS];
+  pthread_t threads[NR_THREADS];
+
+  write_at (image, 'x', 1, 0, 0);
+  /* Use up what the first extension brought, and let no other succeed. */
+  write_at (image, 'x', (NR_ENTRIES - 8) * CLUSTER, 8 * CLUSTER, 0);
+  for (unsigned i = 1; i < 7; i++)
+    write_at (image, 'x', 1, i * CLUSTER, 0);
+  fault_reset ();
+  fault_inject (FAULT_FALLOCATE, ENOSPC, 0, UINT32_MAX);
+  for (unsigned i = 0; i < NR_THREADS; i++) {
+    writers[i] = (struct writer) { image, i };
+    ck_assert_int_eq (
+      pthread_create (&threads[i], NULL, write_last_cluster, &writers[i]), 0);
+  }
+  for (unsigned i = 0; i < NR_THREADS; i++) {
+    void *wrong;
+
+    pthread_join (threads[i], &wrong);
+    ck_assert_msg (wrong == NULL, "%s", (const char *) wrong);
+  }
+  fault_reset ();
+  close_image (image);
+}
+END_TEST
+
 /* Each thread owns every eighth sector: all clusters are new to all. */
 static void *
 write_own_sectors (void *opaque)
@@ -399,6 +514,13 @@ add_tests (TCase *tcase)
   tcase_add_loop_test (tcase, damaged_image_is_refused_and_not_touched, 0,
                        (int) G_N_ELEMENTS (damages));
   tcase_add_test (tcase, image_with_bitmaps_is_opened_read_only);
+  tcase_add_test (tcase, marked_image_that_was_cut_off_is_refused);
+  tcase_add_test (tcase, first_flush_of_a_marked_image_syncs);
+  tcase_add_test (tcase,
+                  conversion_flag_of_a_closed_image_goes_with_the_mark);
+  tcase_add_test (tcase, failed_forced_write_is_not_forgotten);
+  tcase_add_loop_test (tcase, threads_share_the_last_cluster_that_fits, 0,
+                       20);
   tcase_add_loop_test (tcase, threads_write_the_same_new_clusters, 0, 5);
 }
 

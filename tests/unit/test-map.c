@@ -69,7 +69,9 @@ allocate_all (void *opaque)
       continue;
     if (alloc_take (&race->alloc, &entry) != 0)
       return "alloc_take failed";
-    if (!map_publish (&race->map, cluster, map_word (0, entry, 0), &found))
+    if (map_publish (&race->map, cluster, map_word (0, entry, 0), &found))
+      alloc_keep (&race->alloc);
+    else
       alloc_give_back (&race->alloc, entry);
   }
   return NULL;
@@ -92,6 +94,7 @@ assert_complete (struct race *race, uint32_t data_start)
     taken[cell] = true;
   }
   ck_assert_int_eq ((int) race->alloc.nr_wanted, 0);
+  ck_assert_uint_eq (race->alloc.nr_held, 0);
 }
 
 START_TEST (threads_lose_and_double_no_cluster)
