@@ -328,14 +328,14 @@ alloc_take (struct alloc *alloc, uint32_t *entry)
 /* ---- At the end -------------------------------------------------------- */
 
 int
-alloc_cut_tail (struct alloc *alloc)
+alloc_cut_tail (struct alloc *alloc, bool debris)
 {
   const uint64_t limit =
     atomic_load_explicit (&alloc->limit, memory_order_acquire);
   uint64_t used = limit;
 
   if (!alloc->tail_cut)
-    return 0;
+    return debris ? cut_old_tail (alloc) : 0;
   while (used > 0
          && (atomic_load_explicit (&alloc->fresh[(used - 1) / WORD_BITS],
                                    memory_order_relaxed)

@@ -67,8 +67,9 @@ void alloc_keep (struct alloc *alloc);
 void alloc_give_back (struct alloc *alloc, uint32_t entry);
 
 /* When nobody takes any more: cut off what was added to the file and is not in
- * use.  Returns 0 or a negative errno.
+ * use; with DEBRIS also what was behind the last cluster when the file was
+ * opened.  Returns 0 or a negative errno.
  */
-int alloc_cut_tail (struct alloc *alloc);
+int alloc_cut_tail (struct alloc *alloc, bool debris);
 
 #endif /* PLOOP_LIB_ALLOC_H */

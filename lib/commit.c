@@ -222,13 +222,19 @@ commit_mark (struct commit *commit)
   return r;
 }
 
+bool
+commit_is_marked (const struct commit *commit)
+{
+  return atomic_load_explicit (&commit->marked, memory_order_acquire);
+}
+
 int
 commit_unmark (struct commit *commit)
 {
   struct format_header header = commit->header;
   int r;
 
-  if (!atomic_load_explicit (&commit->marked, memory_order_acquire))
+  if (!commit_is_marked (commit))
     return 0;
   header.in_use = FORMAT_CLOSED;
   r = write_header (commit->delta, &header);

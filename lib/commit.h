@@ -74,6 +74,9 @@ commit_begin (struct commit *commit)
   return commit_mark (commit);
 }
 
+/* Has this session changed the file? */
+bool commit_is_marked (const struct commit *commit);
+
 /* The guest cluster's map word says that its entry is unwritten: write it to
  * the BAT in the page cache.  Does nothing when another thread has done so.
  * Returns 0 or a negative errno; the word stays unwritten then.

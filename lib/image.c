@@ -219,6 +219,9 @@ ploop_open (const char *path, const struct ploop_open_options *options,
 static int
 finish (struct disk *disk)
 {
+  /* Whoever left the image open left preallocated space behind, too. */
+  const bool debris = commit_is_marked (&disk->commit)
+                      && format_is_dirty (disk->delta->header.in_use);
   int r;
 
   r = commit_flush (&disk->commit);
@@ -227,7 +230,7 @@ finish (struct disk *disk)
   /* Whether the cut or the cleared mark reaches the disk first is all the
    * same: a file may be longer than its clusters.
    */
-  r = alloc_cut_tail (&disk->alloc);
+  r = alloc_cut_tail (&disk->alloc, debris);
   if (r < 0)
     return r;
   return commit_unmark (&disk->commit);

@@ -167,19 +167,27 @@ START_TEST (unused_tail_is_cut_off)
   struct bed bed;
 
   set_up (&bed, 1000, 3, 3 * CLUSTER);
-  ck_assert_int_eq (alloc_cut_tail (&bed.alloc), 0);
+  ck_assert_int_eq (alloc_cut_tail (&bed.alloc, false), 0);
   ck_assert_uint_eq (scratch_size (bed.path), 3 * CLUSTER);
   take (&bed);
   take (&bed);
   take (&bed);
   give_back (&bed, 4);
-  ck_assert_int_eq (alloc_cut_tail (&bed.alloc), 0);
+  ck_assert_int_eq (alloc_cut_tail (&bed.alloc, false), 0);
   ck_assert_uint_eq (scratch_size (bed.path), 6 * CLUSTER);
   tear_down (&bed);
 
   set_up (&bed, 1000, 3, 3 * CLUSTER);
   give_back (&bed, take (&bed));
-  ck_assert_int_eq (alloc_cut_tail (&bed.alloc), 0);
+  ck_assert_int_eq (alloc_cut_tail (&bed.alloc, false), 0);
+  ck_assert_uint_eq (scratch_size (bed.path), 3 * CLUSTER);
+  tear_down (&bed);
+
+  /* What was there before goes only where a crash has left it. */
+  set_up (&bed, 1000, 3, 9 * CLUSTER);
+  ck_assert_int_eq (alloc_cut_tail (&bed.alloc, false), 0);
+  ck_assert_uint_eq (scratch_size (bed.path), 9 * CLUSTER);
+  ck_assert_int_eq (alloc_cut_tail (&bed.alloc, true), 0);
   ck_assert_uint_eq (scratch_size (bed.path), 3 * CLUSTER);
   tear_down (&bed);
 }
@@ -198,7 +206,7 @@ START_TEST (failed_extension_cuts_nothing_off_the_last_cluster)
   scratch_write (bed.path, "data", 4, 3 * CLUSTER - 4);
   fault_inject (FAULT_FALLOCATE, ENOSPC, 0, 100);
   ck_assert_int_eq (alloc_take (&bed.alloc, &entry), -ENOSPC);
-  ck_assert_int_eq (alloc_cut_tail (&bed.alloc), 0);
+  ck_assert_int_eq (alloc_cut_tail (&bed.alloc, false), 0);
   scratch_read (bed.path, buf, 4, 3 * CLUSTER - 4);
   ck_assert (memcmp (buf, "data", 4) == 0);
   tear_down (&bed);
