@@ -285,7 +285,9 @@ find_durable (uint64_t moment)
   uint64_t covered = 0;
 
   g_byte_array_set_size (durable, (guint) moment);
-  memset (durable->data, 0, durable->len);
+  if (moment == 0)
+    return durable;             /* no data to point at */
+  memset (durable->data, 0, moment);
   for (uint64_t i = 0; i < moment; i++) {
     if (event_at (i)->kind == SYNC_END)
       covered = MAX (covered, event_at (i)->covers);

@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# shellcheck shell=bash disable=SC2034
+
+# What the shell tests share: to say what is needed, to fail, to serve an image
+# and to leave nothing behind.  Sourced by bash with `set -euo pipefail`.
+#
+# From the outside: PLUGIN, PLOOP_IMG and PLOOP_CORPUS (set by make check),
+# NBDKIT (a command prefix), NBDKIT_PRELOAD (LD_PRELOAD of the server only),
+# PLOOP_TEST_SCALE, PLOOP_TEST_KEEP (keep the temporary directory).
+
+: "${PLUGIN:?run this test with make check}"
+: "${PLOOP_IMG:?run this test with make check}"
+: "${PLOOP_CORPUS:?run this test with make check}"
+
+# The path of a socket must stay below 108 bytes.
+case "${TMPDIR:-/tmp}" in
+  /*) tmp=${TMPDIR:-/tmp} ;;
+  *) tmp=/tmp ;;
+esac
+if [ ${#tmp} -gt 60 ]; then tmp=/tmp; fi
+tmp=$(mktemp -d "$tmp/ploop-test-XXXXXX")
+sock=$tmp/sock
+uri="nbd+unix:///?socket=$sock"
+pid_file=$tmp/nbdkit.pid
+nbdkit_log=$tmp/nbdkit.log
+nbdkit_pid=
+touch "$nbdkit_log"
+
+# Seconds after which anything counts as hung.
+hang_seconds=180
+
+# ---- Saying, failing, skipping
+
+say ()
+{
+  echo "${0##*/}: $*"
+}
+
+fail ()
+{
+  say "FAILED: $*" >&2
+  exit 1
+}
+
+skip ()
+{
+  say "skipped: $*"
+  exit 77
+}
+
+# requires CMD...: skip unless every CMD is installed.
+requires ()
+{
+  local cmd
+  for cmd in "$@"; do
+    command -v "$cmd" > /dev/null || skip "$cmd is not installed"
+  done
+}
+
+# True when NBDKIT is plain nbdkit: no valgrind, no sanitizer.
+nbdkit_is_plain ()
+{
+  [ "${NBDKIT:-nbdkit}" = nbdkit ] && [ -z "${NBDKIT_PRELOAD:-}" ]
+}
+
+# ---- Cleaning up
+
+_cleanup_fns=()
+
+# cleanup_fn CMD [ARG...]: run at exit, the last one first.
+cleanup_fn ()
+{
+  _cleanup_fns+=("$(printf '%q ' "$@")")
+}
+
+_clean_up ()
+{
+  local status=$? i
+  set +e
+  trap '' INT TERM
+  if [ $status -ne 0 ] && [ $status -ne 77 ]; then
+    say "exit status $status"
+  fi
+  if [ $status -ne 0 ] && [ $status -ne 77 ] && [ -s "$nbdkit_log" ]; then
+    echo "---- log of nbdkit"
+    tail -n 200 "$nbdkit_log"
+    echo "----"
+  fi
+  if [ -n "$nbdkit_pid" ]; then
+    kill -KILL "$nbdkit_pid" 2> /dev/null
+    wait "$nbdkit_pid" 2> /dev/null
+  fi
+  for ((i = ${#_cleanup_fns[@]} - 1; i >= 0; i--)); do
+    eval "${_cleanup_fns[i]}"
+  done
+  if [ -n "${PLOOP_TEST_KEEP:-}" ]; then
+    say "kept $tmp"
+  else
+    rm -rf "$tmp"
+  fi
+  exit $status
+}
+trap _clean_up EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+# ---- Waiting
+
+# wait_until CMD [ARG...]: poll CMD until it succeeds; nonzero after
+# hang_seconds.
+wait_until ()
+{
+  local end=$((SECONDS + hang_seconds))
+  until "$@"; do
+    [ $SECONDS -lt $end ] || return 1
+    sleep 0.02
+  done
+}
+
+_has_ended ()
+{
+  ! kill -0 "$1" 2> /dev/null
+}
+
+# ---- Serving
+
+# Fail when a sanitizer or valgrind has found something.
+check_log ()
+{
+  local bad='ERROR: AddressSanitizer|ERROR: LeakSanitizer|runtime error:'
+  bad="$bad|ThreadSanitizer|^==[0-9]+== "
+  if grep -E "$bad" "$nbdkit_log" | grep -v 'Warning: set address range'; then
+    fail "the server's log has an error found by a sanitizer or valgrind"
+  fi
+}
+
+# run_nbdkit ARG...: nbdkit in the foreground with the prefix and the preload.
+# Not for what must come up: see start_nbdkit.
+run_nbdkit ()
+{
+  if [ -n "${NBDKIT_PRELOAD:-}" ]; then
+    env LD_PRELOAD="$NBDKIT_PRELOAD" ${NBDKIT:-nbdkit} "$@"
+  else
+    ${NBDKIT:-nbdkit} "$@"
+  fi
+}
+
+_launch_nbdkit ()
+{
+  if [ -n "${NBDKIT_PRELOAD:-}" ]; then
+    export LD_PRELOAD=$NBDKIT_PRELOAD
+  fi
+  exec ${NBDKIT:-nbdkit} "$@"
+}
+
+# start_nbdkit ARG...: serve with PLUGIN and ARGs on $sock ($uri).  Options of
+# nbdkit may stand among them.  Sets nbdkit_pid.  When the server does not come
+# up: nonzero, nbdkit_status is its exit status, and $nbdkit_log has the text.
+start_nbdkit ()
+{
+  local end=$((SECONDS + hang_seconds))
+  [ -z "$nbdkit_pid" ] || fail "a server runs already"
+  rm -f "$sock" "$pid_file"
+  : > "$nbdkit_log"
+  (_launch_nbdkit -f -U "$sock" -P "$pid_file" "$PLUGIN" "$@") \
+    < /dev/null >> "$nbdkit_log" 2>&1 &
+  nbdkit_pid=$!
+  nbdkit_status=0
+  until [ -s "$pid_file" ]; do
+    if _has_ended "$nbdkit_pid"; then
+      wait "$nbdkit_pid" || nbdkit_status=$?
+      nbdkit_pid=
+      return 1
+    fi
+    [ $SECONDS -lt $end ] || fail "the server does not come up"
+    sleep 0.02
+  done
+}
+
+# stop_nbdkit: SIGTERM, wait, check the exit status and the log.
+stop_nbdkit ()
+{
+  local status=0 pid=$nbdkit_pid
+  [ -n "$pid" ] || fail "no server runs"
+  kill -TERM "$pid" || fail "the server has gone before it was stopped"
+  wait_until _has_ended "$pid" || fail "the server does not end"
+  wait "$pid" || status=$?
+  nbdkit_pid=
+  check_log
+  [ $status -eq 0 ] || fail "the server's exit status is $status"
+}
+
+# expect_refusal TEXT ARG...: nbdkit PLUGIN ARGs must exit with an error (not
+# by a signal), not hang, and say TEXT (an extended regular expression).
+expect_refusal ()
+{
+  local text=$1
+  shift
+  if start_nbdkit "$@"; then
+    stop_nbdkit
+    fail "served, must be refused: $*"
+  fi
+  check_log
+  [ "$nbdkit_status" -eq 1 ] ||
+    fail "exit status $nbdkit_status, must be 1: $*"
+  grep -Eqi -- "$text" "$nbdkit_log" ||
+    fail "refused without saying '$text': $*"
+  say "refused: $(head -n 1 "$nbdkit_log")"
+}
+
+# ---- Images
+
+# unpack_corpus: the shared corpus, in $tmp/corpus.
+unpack_corpus ()
+{
+  requires zstd tar
+  tar --zstd -xSf "$PLOOP_CORPUS/corpus.tar.zst" -C "$tmp"
+}
+
+# run_ploop DIR ARG...: the real ploop tool, run in DIR.  It needs a large
+# environment, for it overwrites it with its title.  PLOOP_LIMIT, when set, is a
+# command that runs it.
+run_ploop ()
+{
+  (cd "$1" && shift &&
+   env X="$(head -c 9000 /dev/zero | tr '\0' x)" ${PLOOP_LIMIT:-} ploop "$@")
+}
+
+# ploop_check_delta FILE: FILE must be clean in the eyes of ploop check, which
+# changes nothing because of -r.  It takes the unwritten extents of ext4 for
+# holes and would fill them; with -S as well it only says so.
+ploop_check_delta ()
+{
+  run_ploop "$(dirname "$1")" check -f -c -r -S "$(basename "$1")" \
+    > "$tmp/ploop.log" 2>&1 || {
+    cat "$tmp/ploop.log"
+    fail "ploop check: $1"
+  }
+}
+
+# in_use FILE: the in-use field, in hexadecimal.
+in_use ()
+{
+  od -A n -t x4 -j 44 -N 4 "$1" | tr -d ' '
+}
+
+# file_state FILE: what must not change when FILE is only read.  Not its blocks:
+# a sync may allocate what was put off.
+file_state ()
+{
+  echo "$(sha256sum < "$1") $(stat -c '%s %y %i' "$1")"
+}

@@ -1,0 +1,204 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+
+/* The model of a guest's disk; see disk.h.  Its memory is mapped without
+ * reserve, so a disk of terabytes costs only the pages that are touched.
+ */
+
+#include <config.h>
+
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "disk.h"
+#include "harness.h"
+
+#define SECTOR 512u
+#define PIECE (4 * MIB)
+
+/* What a read buffer holds before the server fills it. */
+#define POISON 0xEE
+
+static uint8_t *
+map_zeros (uint64_t size)
+{
+  void *p = mmap (NULL, size, PROT_READ | PROT_WRITE,
+                  MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+  if (p == MAP_FAILED)
+    fail ("mmap %" PRIu64 " bytes: %m", size);
+  return p;
+}
+
+struct disk *
+disk_new (uint64_t size, uint64_t cluster_size)
+{
+  struct disk *disk = calloc (1, sizeof *disk);
+
+  if (disk == NULL)
+    abort ();
+  disk->size = size;
+  disk->cluster_size = cluster_size;
+  disk->answered = map_zeros (size);
+  disk->submitted = map_zeros (size);
+  return disk;
+}
+
+void
+disk_free (struct disk *disk)
+{
+  munmap (disk->answered, disk->size);
+  munmap (disk->submitted, disk->size);
+  free (disk);
+}
+
+void
+disk_load (struct disk *disk, const char *path)
+{
+  char *raw = format_string ("%s.raw", path);
+  uint64_t done;
+  ssize_t n;
+  int fd;
+
+  test_requires ("qemu-img");
+  run_ok ("qemu-img convert -f parallels -O raw %s %s", path, raw);
+  fd = open (raw, O_RDONLY | O_CLOEXEC);
+  if (fd == -1)
+    fail ("%s: %m", raw);
+  for (done = 0; done < disk->size; done += (uint64_t) n) {
+    n = read (fd, disk->answered + done, disk->size - done);
+    if (n <= 0)
+      fail ("%s: ends at %" PRIu64, raw, done);
+  }
+  close (fd);
+  unlink (raw);
+  free (raw);
+  memcpy (disk->submitted, disk->answered, disk->size);
+}
+
+void
+disk_submit (struct disk *disk, const uint8_t *data, uint64_t length,
+             uint64_t offset)
+{
+  if (data == NULL)
+    memset (disk->submitted + offset, 0, length);
+  else
+    memcpy (disk->submitted + offset, data, length);
+}
+
+void
+disk_answer (struct disk *disk, uint64_t length, uint64_t offset)
+{
+  memcpy (disk->answered + offset, disk->submitted + offset, length);
+}
+
+/* The first difference, with what helps to find its cause. */
+static _Noreturn void
+fail_at (const struct disk *disk, uint64_t at, unsigned got, const char *what)
+{
+  fail ("%s: byte %" PRIu64 " (cluster %" PRIu64 " + %" PRIu64 ", disk of %"
+        PRIu64 ") is 0x%02x, must be 0x%02x (submitted: 0x%02x)",
+        what, at, at / disk->cluster_size, at % disk->cluster_size,
+        disk->size, got, disk->answered[at], disk->submitted[at]);
+}
+
+void
+disk_compare (const struct disk *disk, const uint8_t *data, uint64_t length,
+              uint64_t offset, const char *what)
+{
+  uint64_t i;
+
+  if (memcmp (data, disk->answered + offset, length) == 0)
+    return;
+  for (i = 0; data[i] == disk->answered[offset + i]; i++)
+    continue;
+  fail_at (disk, offset + i, data[i], what);
+}
+
+static void
+read_piece (struct nbd_handle *nbd, uint8_t *buf, uint64_t length,
+            uint64_t offset)
+{
+  memset (buf, POISON, length);
+  if (nbd_pread (nbd, buf, length, offset, 0) == -1)
+    fail_nbd ("nbd_pread");
+}
+
+void
+disk_compare_nbd (const struct disk *disk, struct nbd_handle *nbd,
+                  uint64_t length, uint64_t offset)
+{
+  uint8_t *buf = malloc (PIECE);
+  uint64_t n;
+
+  if (buf == NULL)
+    abort ();
+  for (; length > 0; offset += n, length -= n) {
+    n = length < PIECE ? length : PIECE;
+    read_piece (nbd, buf, n, offset);
+    disk_compare (disk, buf, n, offset, "read back");
+  }
+  free (buf);
+}
+
+static void
+settle_sector (const struct disk *disk, const uint8_t *data, uint64_t length,
+               uint64_t offset, bool whole)
+{
+  const uint8_t *old = disk->answered + offset;
+  const uint8_t *new = disk->submitted + offset;
+  uint64_t i;
+
+  if (memcmp (data, old, length) == 0 || memcmp (data, new, length) == 0)
+    return;
+  for (i = 0; i < length; i++)
+    if (data[i] != old[i] && (whole || data[i] != new[i]))
+      fail_at (disk, offset + i, data[i], "after a crash");
+}
+
+void
+disk_settle (struct disk *disk, struct nbd_handle *nbd,
+             bool sectors_are_whole)
+{
+  uint8_t *buf = malloc (PIECE);
+  uint64_t offset, n, i, s;
+
+  if (buf == NULL)
+    abort ();
+  for (offset = 0; offset < disk->size; offset += n) {
+    n = disk->size - offset < PIECE ? disk->size - offset : PIECE;
+    read_piece (nbd, buf, n, offset);
+    for (i = 0; i < n; i += s) {
+      s = n - i < SECTOR ? n - i : SECTOR;
+      settle_sector (disk, buf + i, s, offset + i, sectors_are_whole);
+    }
+    memcpy (disk->answered + offset, buf, n);
+    memcpy (disk->submitted + offset, buf, n);
+  }
+  free (buf);
+}
+
+void
+disk_compare_qemu (const struct disk *disk, const char *path)
+{
+  char *raw = format_string ("%s.raw", path);
+  uint64_t offset, n;
+  int fd = open (raw, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+
+  if (fd == -1)
+    fail ("%s: %m", raw);
+  for (offset = 0; offset < disk->size; offset += n) {
+    n = disk->size - offset < PIECE ? disk->size - offset : PIECE;
+    if (pwrite (fd, disk->answered + offset, n, (off_t) offset) !=
+        (ssize_t) n)
+      fail ("%s: %m", raw);
+  }
+  close (fd);
+  run_ok ("qemu-img compare -f parallels -F raw %s %s", path, raw);
+  unlink (raw);
+  free (raw);
+}

@@ -1,0 +1,60 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+
+/* A guest's disk as it must be: the model in memory that a server's answers
+ * are compared with.
+ *
+ * It has two copies.  A request changes `submitted` before it is sent and
+ * `answered` when its answer has come; requests that overlap are never in
+ * flight together.  So where the two agree the content is known, and after a
+ * crash every sector must be one of the two.
+ */
+
+#ifndef PLOOP_TEST_DISK_H
+#define PLOOP_TEST_DISK_H
+
+#include <stddef.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include <libnbd.h>
+
+struct disk {
+  uint64_t size;
+  uint64_t cluster_size;        /* for messages, and where borders are */
+  uint8_t *answered;
+  uint8_t *submitted;
+};
+
+/* A disk of zeros.  Its memory is shared with children of the test. */
+struct disk *disk_new (uint64_t size, uint64_t cluster_size);
+void disk_free (struct disk *disk);
+
+/* Take the guest's content of the image PATH, as qemu-img reads it. */
+void disk_load (struct disk *disk, const char *path);
+
+/* A request is about to be sent: DATA, or zeros when DATA is NULL. */
+void disk_submit (struct disk *disk, const uint8_t *data, uint64_t length,
+                  uint64_t offset);
+
+/* ... and was answered. */
+void disk_answer (struct disk *disk, uint64_t length, uint64_t offset);
+
+/* Fail unless the LENGTH bytes at DATA are what was answered. */
+void disk_compare (const struct disk *disk, const uint8_t *data,
+                   uint64_t length, uint64_t offset, const char *what);
+
+/* Read the whole disk, or LENGTH bytes of it, through NBD and compare. */
+void disk_compare_nbd (const struct disk *disk, struct nbd_handle *nbd,
+                       uint64_t length, uint64_t offset);
+
+/* Read the whole disk through NBD after a crash: each sector (each byte, when
+ * requests were not aligned) must be as answered or as submitted.  The model
+ * then takes what was read.
+ */
+void disk_settle (struct disk *disk, struct nbd_handle *nbd,
+                  bool sectors_are_whole);
+
+/* Compare the image PATH with the model by qemu-img compare. */
+void disk_compare_qemu (const struct disk *disk, const char *path);
+
+#endif /* PLOOP_TEST_DISK_H */
