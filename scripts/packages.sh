@@ -1,0 +1,108 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: LGPL-2.1-or-later
+#
+# The one place that knows which Debian packages this project needs.
+#
+# Sourced, it gives install_missing GROUP...; run, it calls that:
+#
+#     sudo ./scripts/packages.sh build run test
+#
+# Packages that are there already are left alone, and nothing is asked of a
+# mirror when none is missing.
+
+set -euo pipefail
+
+# libc6-dev: gcc only recommends it, and recommendations are not installed.
+# perl: pod2man and podchecker.
+build_packages=(gcc libc6-dev make autoconf automake libtool pkgconf
+                nbdkit nbdkit-plugin-dev libglib2.0-dev libjson-glib-dev
+                perl)
+# libnbd-bin: nbdcopy and nbdinfo.  e2fsprogs: mke2fs and debugfs.
+run_packages=(nbdkit libnbd-bin e2fsprogs)
+# check: unit tests.  libnbd-dev: tests over NBD.  qemu-utils, ploop: the other
+# implementations.  zstd: unpacks the corpus.  xz-utils: make distcheck.
+test_packages=(check libnbd-dev libnbd-bin qemu-utils ploop e2fsprogs zstd
+               shellcheck xz-utils)
+valgrind_packages=(valgrind)
+# What make bench and make fuzz need beyond build and test.
+bench_packages=(fio python3)
+fuzz_packages=(clang libclang-rt-14-dev)
+
+groups="build, run, test, valgrind, bench, fuzz"
+
+# packages_of GROUP...: the groups' packages, one a line, each once.
+packages_of ()
+{
+  local group
+  for group; do
+    case $group in
+      build)    printf '%s\n' "${build_packages[@]}" ;;
+      run)      printf '%s\n' "${run_packages[@]}" ;;
+      test)     printf '%s\n' "${test_packages[@]}" ;;
+      valgrind) printf '%s\n' "${valgrind_packages[@]}" ;;
+      bench)    printf '%s\n' "${bench_packages[@]}" ;;
+      fuzz)     printf '%s\n' "${fuzz_packages[@]}" ;;
+      *)        echo "packages.sh: no group of packages is called" \
+                     "'$group': use $groups" >&2
+                return 2 ;;
+    esac
+  done | sort -u
+}
+
+# missing_of PACKAGE...: those of them that are not installed, one a line.
+missing_of ()
+{
+  local package
+  for package; do
+    dpkg-query -W -f '${db:Status-Abbrev}\n' "$package" 2>/dev/null \
+      | grep -q '^.i' || printf '%s\n' "$package"
+  done
+}
+
+# install_missing GROUP...: returns when every package of the groups is there.
+install_missing ()
+{
+  local list packages=() missing=() as_root=() log
+  list=$(packages_of "$@")
+  mapfile -t packages <<<"$list"
+  if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
+    echo "   not a Debian system: what Debian calls ${packages[*]} must be there"
+    return 0
+  fi
+  mapfile -t missing < <(missing_of "${packages[@]}")
+  if [ "${#missing[@]}" -eq 0 ]; then
+    echo "   nothing to install"
+    return 0
+  fi
+  if [ "$(id -u)" -ne 0 ]; then
+    if ! command -v sudo >/dev/null; then
+      echo "   missing packages; as root: apt-get install ${missing[*]}" >&2
+      return 1
+    fi
+    as_root=(sudo)
+  fi
+  echo "   installing ${missing[*]}"
+  as_root+=(env DEBIAN_FRONTEND=noninteractive
+            apt-get -q -y -o DPkg::Lock::Timeout=300)
+  log=$(mktemp)
+  # A mirror of something else that does not answer is no reason to stop: what
+  # counts is whether these packages can be installed.
+  "${as_root[@]}" update >"$log" 2>&1 </dev/null ||
+    echo "   apt-get update had errors; trying to install all the same"
+  if ! "${as_root[@]}" install --no-install-recommends "${missing[@]}" \
+       >>"$log" 2>&1 </dev/null; then
+    tail -n 30 "$log" >&2
+    rm -f "$log"
+    echo "   apt-get could not install ${missing[*]}" >&2
+    return 1
+  fi
+  rm -f "$log"
+}
+
+if [ "${BASH_SOURCE[0]}" = "$0" ]; then
+  if [ $# -eq 0 ]; then
+    echo "usage: $0 GROUP...    ($groups)" >&2
+    exit 2
+  fi
+  install_missing "$@"
+fi
