@@ -13,9 +13,9 @@
 
 #include <errno.h>
 #include <sched.h>
-#include <sys/mman.h>
 
 #include "alloc.h"
+#include "sparse.h"
 
 /* The most that one step adds to the file. */
 #define EXTEND_STEP (UINT64_C (128) << 20)
@@ -40,7 +40,6 @@ alloc_init (struct alloc *alloc, struct delta *delta, const struct log *log,
   const struct format_layout *layout = &delta->layout;
   const uint64_t nr_cells = format_nr_cells (layout);
   const uint64_t base = format_cells_below (layout, data_end);
-  void *bitmap;
 
   *alloc = (struct alloc) {
     .delta = delta,
@@ -51,11 +50,9 @@ alloc_init (struct alloc *alloc, struct delta *delta, const struct log *log,
     .nr_wanted = (int64_t) nr_wanted,
     .data_end = data_end,
   };
-  bitmap = mmap (NULL, bitmap_bytes (alloc), PROT_READ | PROT_WRITE,
-                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (bitmap == MAP_FAILED)
+  alloc->fresh = sparse_new (bitmap_bytes (alloc));
+  if (!alloc->fresh)
     return -errno;
-  alloc->fresh = bitmap;
   pthread_mutex_init (&alloc->extend_lock, NULL);
   return 0;
 }
@@ -65,7 +62,7 @@ alloc_destroy (struct alloc *alloc)
 {
   if (!alloc->fresh)
     return;
-  munmap ((void *) alloc->fresh, bitmap_bytes (alloc));
+  sparse_free ((void *) alloc->fresh, bitmap_bytes (alloc));
   alloc->fresh = NULL;
   pthread_mutex_destroy (&alloc->extend_lock);
 }

@@ -2,21 +2,21 @@
 
 /* Reading and judging a BAT: see bat.h.
  *
- * Which cells are taken is a bitmap: an anonymous mapping that takes memory only
- * where entries are, and never more than 512 MiB, whatever the file claims.
- * That finds every entry whose host cluster is taken in one pass, as long as all
- * clusters lie on the grid; a second pass, only when there are such, finds whom
- * they share it with.  v1 entries count sectors, so one may lie across two cells;
- * those are put aside and compared with their neighbours at the end.
+ * Which cells are taken is a bitmap that takes memory only where entries are,
+ * and never more than 512 MiB, whatever the file claims.  That finds every entry
+ * whose host cluster is taken in one pass, as long as all clusters lie on the
+ * grid; a second pass, only when there are such, finds whom they share it with.
+ * v1 entries count sectors, so one may lie across two cells; those are put aside
+ * and compared with their neighbours at the end.
  */
 
 #include <config.h>
 
 #include <errno.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include "bat.h"
+#include "sparse.h"
 
 /* The most that a writer adds to a file at once: qemu's and the kernel's
  * default, and ours.
@@ -361,22 +361,6 @@ each_entry (struct scan *scan, entry_fn fn, GError **error)
 }
 
 static int
-map_taken (struct scan *scan, size_t *bytes, GError **error)
-{
-  *bytes = (size_t) (scan->nr_cells / WORD_BITS + 1) * sizeof *scan->taken;
-  scan->taken = mmap (NULL, *bytes, PROT_READ | PROT_WRITE,
-                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (scan->taken == MAP_FAILED) {
-    error_set_system (error, errno, "%s: no memory to check the BAT (%zu "
-                      "bytes)", scan->delta->path, *bytes);
-    return -1;
-  }
-  /* Huge pages would make a sparse disk's bitmap dense. */
-  madvise (scan->taken, *bytes, MADV_NOHUGEPAGE);
-  return 0;
-}
-
-static int
 scan_all (struct scan *scan, GError **error)
 {
   if (each_entry (scan, judge, error) < 0)
@@ -405,11 +389,16 @@ bat_scan (const struct delta *delta, const struct bat_visitor *visitor,
     .summary.data_end = layout->data_start,
     .nr_cells = MIN (in_file, format_nr_cells (layout)),
   };
-  size_t bytes;
+  const size_t bytes =
+    (size_t) (scan.nr_cells / WORD_BITS + 1) * sizeof *scan.taken;
   int r;
 
-  if (map_taken (&scan, &bytes, error) < 0)
+  scan.taken = sparse_new (bytes);
+  if (!scan.taken) {
+    error_set_system (error, errno, "%s: no memory to check the BAT (%zu "
+                      "bytes)", delta->path, bytes);
     return -1;
+  }
   scan.off_grid = g_array_new (FALSE, FALSE, sizeof (struct placed));
   scan.conflicts = g_array_new (FALSE, FALSE, sizeof (struct conflict));
 
@@ -420,7 +409,7 @@ bat_scan (const struct delta *delta, const struct bat_visitor *visitor,
 
   g_array_unref (scan.conflicts);
   g_array_unref (scan.off_grid);
-  munmap (scan.taken, bytes);
+  sparse_free (scan.taken, bytes);
   return r;
 }
 

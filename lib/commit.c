@@ -18,9 +18,9 @@
 #include <config.h>
 
 #include <errno.h>
-#include <sys/mman.h>
 
 #include "commit.h"
+#include "sparse.h"
 
 #define PAGE_SIZE_BYTES 4096u
 
@@ -36,8 +36,6 @@ int
 commit_init (struct commit *commit, struct delta *delta, struct map *map,
              const struct log *log, GArray *lost)
 {
-  void *pages;
-
   *commit = (struct commit) {
     .delta = delta,
     .map = map,
@@ -50,13 +48,13 @@ commit_init (struct commit *commit, struct delta *delta, struct map *map,
      */
     .nr_changes = format_is_dirty (delta->header.in_use),
   };
-  pages = mmap (NULL, page_changes_bytes (commit), PROT_READ | PROT_WRITE,
-                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (pages == MAP_FAILED) {
+  commit->page_changes = sparse_new (page_changes_bytes (commit));
+  if (!commit->page_changes) {
+    const int errnum = errno;
+
     g_clear_pointer (&commit->lost, g_array_unref);
-    return -errno;
+    return -errnum;
   }
-  commit->page_changes = pages;
   pthread_mutex_init (&commit->mark_lock, NULL);
   pthread_mutex_init (&commit->sync_lock, NULL);
   for (size_t i = 0; i < COMMIT_NR_PAGE_LOCKS; i++)
@@ -69,7 +67,7 @@ commit_destroy (struct commit *commit)
 {
   if (!commit->page_changes)
     return;
-  munmap ((void *) commit->page_changes, page_changes_bytes (commit));
+  sparse_free ((void *) commit->page_changes, page_changes_bytes (commit));
   commit->page_changes = NULL;
   g_clear_pointer (&commit->lost, g_array_unref);
   pthread_mutex_destroy (&commit->mark_lock);

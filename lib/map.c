@@ -5,9 +5,9 @@
 #include <config.h>
 
 #include <errno.h>
-#include <sys/mman.h>
 
 #include "map.h"
+#include "sparse.h"
 
 static size_t
 map_bytes (const struct map *map)
@@ -18,23 +18,14 @@ map_bytes (const struct map *map)
 int
 map_init (struct map *map, uint64_t nr_clusters)
 {
-  void *words;
-
   map->nr_clusters = nr_clusters;
-  words = mmap (NULL, map_bytes (map), PROT_READ | PROT_WRITE,
-                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (words == MAP_FAILED)
-    return -errno;
-  /* Huge pages would make a sparse disk's map dense. */
-  madvise (words, map_bytes (map), MADV_NOHUGEPAGE);
-  map->words = words;
-  return 0;
+  map->words = sparse_new (map_bytes (map));
+  return map->words ? 0 : -errno;
 }
 
 void
 map_destroy (struct map *map)
 {
-  if (map->words)
-    munmap ((void *) map->words, map_bytes (map));
+  sparse_free ((void *) map->words, map_bytes (map));
   map->words = NULL;
 }

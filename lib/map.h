@@ -10,8 +10,7 @@
  *   bit  62      unwritten: the entry is not in the file's BAT yet
  *   bit  63      mapped; a word of 0 means that no delta has the cluster
  *
- * The array is an anonymous mapping: pages of a sparse disk that were never
- * touched take no memory.
+ * Pages of the array that were never touched take no memory (sparse.h).
  *
  * Ordering: every load here is an acquire and every change a release.  Who
  * sees a word also sees what was done before it was published; see commit.c

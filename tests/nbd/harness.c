@@ -210,8 +210,8 @@ skip (const char *fmt, ...)
   leave (77);
 }
 
-/* A test that hangs is a failure too, and says so.  A signal, not a thread: some
- * tests fork.  The kernel kills the servers then.
+/* A test that hangs is a failure too, and says so.  A signal, not a thread:
+ * some tests fork.  The kernel ends the servers then.
  */
 static void
 time_is_up (int signal_number)

@@ -6,8 +6,8 @@
  * goes through many rounds.  After each it must open again, have everything
  * that was answered (what a dead process wrote is in the page cache), show
  * each sector that was in flight as old or new, and have no error that a
- * checker could find.  The same for a file that lost its end, as a power cut may
- * leave it.
+ * checker could find.  The same for a file that lost its end, as a power cut
+ * may leave it.
  */
 
 #include <config.h>

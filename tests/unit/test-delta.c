@@ -137,6 +137,39 @@ START_TEST (zeroed_range_reads_as_zeros)
 }
 END_TEST
 
+START_TEST (punched_range_reads_as_zeros_and_takes_no_space)
+{
+  g_autofree char *path = good_image ();
+  struct delta *delta = open_writer (path);
+  g_autofree char *buf = g_malloc (5 * 32768);
+  const uint64_t size = scratch_size (path);
+  struct stat before, after;
+  int r;
+
+  memset (buf, 1, 5 * 32768);
+  ck_assert_int_eq (delta_pwrite (delta, buf, 5 * 32768, 5 * 32768), 0);
+  ck_assert_int_eq (delta_sync (delta), 0);
+  ck_assert_int_eq (stat (path, &before), 0);
+  r = delta_punch (delta, 3 * 32768, 6 * 32768);
+  if (r != -ENOTSUP) {          /* this file system can */
+    ck_assert_int_eq (r, 0);
+    ck_assert_int_eq (stat (path, &after), 0);
+    ck_assert_int_lt (after.st_blocks, before.st_blocks);
+    scratch_read (path, buf, 5 * 32768, 5 * 32768);
+    ck_assert_int_eq (buf[32767], 1);
+    ck_assert_int_eq (buf[32768], 0);
+    ck_assert_int_eq (buf[4 * 32768 - 1], 0);
+    ck_assert_int_eq (buf[4 * 32768], 1);
+  }
+  ck_assert_uint_eq (scratch_size (path), size);
+  /* A file system that cannot is asked once. */
+  fault_inject (FAULT_FALLOCATE, EOPNOTSUPP, 0, 1);
+  ck_assert_int_eq (delta_punch (delta, 32768, 32768), -ENOTSUP);
+  ck_assert_int_eq (delta_punch (delta, 32768, 32768), -ENOTSUP);
+  delta_close (delta);
+}
+END_TEST
+
 START_TEST (extension_that_fails_leaves_the_size)
 {
   g_autofree char *path = good_image ();
@@ -292,6 +325,7 @@ add_tests (TCase *tcase)
   tcase_add_test (tcase, errors_come_back_as_they_are);
   tcase_add_test (tcase, past_the_end_reads_as_zeros);
   tcase_add_loop_test (tcase, zeroed_range_reads_as_zeros, 0, 2);
+  tcase_add_test (tcase, punched_range_reads_as_zeros_and_takes_no_space);
   tcase_add_test (tcase, extension_that_fails_leaves_the_size);
   tcase_add_test (tcase, what_is_no_image_is_refused_by_name);
   tcase_add_test (tcase, writer_keeps_all_out_and_readers_share);
