@@ -276,13 +276,14 @@ is_zero (const struct disk *disk, uint64_t length, uint64_t offset)
 static void
 read_with_used_buffers (struct nbd_handle *nbd, const struct disk *disk)
 {
+  unsigned rounds = scaled (16);
   uint64_t offset, full = 0;
 
   while (full + PIECE < disk->size && disk->answered[full + PIECE - 1] == 0)
     full += PIECE;
   if (full + PIECE >= disk->size)
     return;                     /* no data at all */
-  for (unsigned i = 0; i < 16; i++)
+  for (unsigned i = 0; i < rounds; i++)
     for (offset = 0; offset + PIECE <= disk->size; offset += PIECE)
       if (!is_zero (disk, PIECE, offset)) {
         disk_compare_nbd (disk, nbd, PIECE, full);

@@ -25,10 +25,10 @@
 static const struct image_spec specs[] = {
   { "v2-32k", MADE_BY_PLOOP_IMG, 2, 32 * KIB, 68 * MIB + 3 * 512, NULL },
   { "v1-32k", MADE_BY_PLOOP_IMG, 1, 32 * KIB, 40 * MIB + 512, NULL },
-  { "v2-64k", MADE_BY_PLOOP_IMG, 2, 64 * KIB, 66 * MIB - 512, NULL },
+  { "v2-64k", MADE_BY_PLOOP_IMG, 2, 64 * KIB, 24 * MIB - 512, NULL },
   { "v1-64k", MADE_BY_PLOOP_IMG, 1, 64 * KIB, 20 * MIB + 4096, NULL },
-  { "v2-1m", MADE_BY_PLOOP_IMG, 2, MIB, 130 * MIB + 512, NULL },
-  { "v1-1m", MADE_BY_PLOOP_IMG, 1, MIB, 66 * MIB - 512, NULL },
+  { "v2-1m", MADE_BY_PLOOP_IMG, 2, MIB, 66 * MIB + 512, NULL },
+  { "v1-1m", MADE_BY_PLOOP_IMG, 1, MIB, 24 * MIB - 512, NULL },
   { "q-512", MADE_BY_QEMU, 2, 512, 3100 * 512, NULL },
   { "q-4096", MADE_BY_QEMU, 2, 4096, 9 * MIB + 512, NULL },
   { "q-258048", MADE_BY_QEMU, 2, 258048, 30 * MIB + 512, NULL },

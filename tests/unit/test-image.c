@@ -416,24 +416,23 @@ write_last_cluster (void *opaque)
   const struct writer *writer = opaque;
   const char c = 'a';
 
-  return ploop_pwrite (writer->image, &c, 1, CLUSTER * 7 + writer->number, 0)
-             == 0
+  return ploop_pwrite (writer->image, &c, 1, 7 * 512 + writer->number, 0) == 0
            ? NULL : "write failed";
 }
 
 /* Losing the race for the last cluster is not a full disk. */
 START_TEST (threads_share_the_last_cluster_that_fits)
 {
-  g_autofree char *path = empty_image (2, 64);
+  g_autofree char *path = empty_image (2, 1);
   ploop_image *image = open_image (path, &writing);
   struct writer writers[NR_THREADS];
   pthread_t threads[NR_THREADS];
 
-  write_at (image, 'x', 1, 0, 0);
-  /* Use up what the first extension brought, and let no other succeed. */
-  write_at (image, 'x', (NR_ENTRIES - 8) * CLUSTER, 8 * CLUSTER, 0);
-  for (unsigned i = 1; i < 7; i++)
-    write_at (image, 'x', 1, i * CLUSTER, 0);
+  /* Use up what the first extension brought but for one cluster, and let no
+   * other succeed.
+   */
+  write_at (image, 'x', 7 * 512, 0, 0);
+  write_at (image, 'x', (NR_ENTRIES - 8) * 512, 8 * 512, 0);
   fault_reset ();
   fault_inject (FAULT_FALLOCATE, ENOSPC, 0, UINT32_MAX);
   for (unsigned i = 0; i < NR_THREADS; i++) {
