@@ -136,33 +136,54 @@ read_header (struct delta *delta, GError **error)
   return true;
 }
 
-/* Open the file a second time.  By its number: its name may have changed.
- * Without /proc, by name, if that is still the same file.
+/* Open the file once more, as an open file description of its own.  By its
+ * number: its name may have changed.  Without /proc, by name.
+ *
+ * Closing it does not unlock: the locks are those of the first description.
+ *
+ * Returns a descriptor or a negative errno; -ESTALE: the name is another
+ * file's now.
  */
+static int
+open_again (const struct delta *delta, int flags)
+{
+  char self[64];
+  struct stat st, again;
+  int fd, r = 0;
+
+  flags |= (delta->read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NOCTTY;
+  snprintf (self, sizeof self, "/proc/self/fd/%d", delta->fd);
+  fd = open (self, flags);
+  if (fd == -1)
+    fd = open (delta->path, flags | O_NONBLOCK);
+  if (fd == -1)
+    return -errno;
+  if (fstat (delta->fd, &st) == -1 || fstat (fd, &again) == -1)
+    r = -errno;
+  else if (st.st_dev != again.st_dev || st.st_ino != again.st_ino)
+    r = -ESTALE;
+  if (r < 0) {
+    close (fd);
+    return r;
+  }
+  return fd;
+}
+
 static bool
 open_apart (struct delta *delta, GError **error)
 {
-  const int flags = O_RDWR | O_DSYNC | O_CLOEXEC | O_NOCTTY;
-  char self[64];
-  struct stat st, apart;
+  const int fd = open_again (delta, O_DSYNC);
 
-  snprintf (self, sizeof self, "/proc/self/fd/%d", delta->fd);
-  delta->apart_fd = open (self, flags);
-  if (delta->apart_fd == -1)
-    delta->apart_fd = open (delta->path, flags);
-  if (delta->apart_fd == -1 || fstat (delta->fd, &st) == -1
-      || fstat (delta->apart_fd, &apart) == -1) {
-    error_set_system (error, errno, "%s: cannot be opened a second time",
-                      delta->path);
-    return false;
-  }
-  if (st.st_dev != apart.st_dev || st.st_ino != apart.st_ino) {
+  if (fd == -ESTALE)
     g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_IN_USE,
                  "%s: was replaced while it was opened: try again",
                  delta->path);
-    return false;
-  }
-  return true;
+  else if (fd < 0)
+    error_set_system (error, fd, "%s: cannot be opened a second time",
+                      delta->path);
+  else
+    delta->apart_fd = fd;
+  return fd >= 0;
 }
 
 static bool
@@ -221,6 +242,7 @@ delta_close (struct delta *delta)
 {
   if (!delta)
     return;
+  direct_close (delta->direct);
   if (delta->apart_fd >= 0)
     close (delta->apart_fd);
   if (delta->fd >= 0)
@@ -231,14 +253,90 @@ delta_close (struct delta *delta)
   g_free (delta);
 }
 
+/* ---- Past the page cache ----------------------------------------------- */
+
+static int
+open_direct (struct delta *delta)
+{
+  const int fd = open_again (delta, O_DIRECT);
+  int durable_fd = -1;
+
+  if (fd < 0)
+    return fd;
+  if (!delta->read_only) {
+    durable_fd = open_again (delta, O_DIRECT | O_DSYNC);
+    if (durable_fd < 0) {
+      close (fd);
+      return durable_fd;
+    }
+  }
+  return direct_open (fd, durable_fd, &delta->direct);
+}
+
+/* Header and BAT are written through the page cache, a few bytes at a time.  A
+ * write through the cache that dirties a folio while a direct write to the same
+ * folio runs makes the kernel lose one of the two, and report EIO to the next
+ * sync ("Page cache invalidation failure on direct I/O").
+ *
+ * A folio is naturally aligned and at most page size << 11 large.  So none ever
+ * holds bytes of both kinds when what is direct starts at such a boundary.
+ */
+static uint64_t
+find_direct_start (const struct delta *delta)
+{
+  const uint64_t folio = (uint64_t) sysconf (_SC_PAGESIZE) << 11;
+  const uint64_t end = MAX (delta->layout.bat_end, FORMAT_HEADER_SIZE);
+
+  return (end + folio - 1) / folio * folio;
+}
+
+bool
+delta_use_direct (struct delta *delta, const struct log *log)
+{
+  const int r = open_direct (delta);
+
+  if (r < 0) {
+    log_warning (log, "%s: does not allow direct I/O: %s: the page cache is "
+                 "used instead", delta->path, g_strerror (-r));
+    return false;
+  }
+  delta->log = log;
+  delta->direct_start = find_direct_start (delta);
+  log_debug (log, "%s: direct I/O from byte %" G_GUINT64_FORMAT " on, in "
+             "blocks of %u bytes, memory aligned to %u", delta->path,
+             delta->direct_start, delta->direct->block_size,
+             delta->direct->memory_alignment);
+  return true;
+}
+
+/* The file system refuses a request that it should take. */
+static void
+stop_direct (const struct delta *delta)
+{
+  if (direct_stop (delta->direct))
+    log_warning (delta->log, "%s: the file system refuses direct I/O that is "
+                 "aligned as it asks for: the page cache is used from now on",
+                 delta->path);
+}
+
+/* As much of a request as goes through the page cache; the rest is direct. */
+static size_t
+cached_length (const struct delta *delta, size_t length, uint64_t offset)
+{
+  if (!delta->direct)
+    return length;
+  if (offset >= delta->direct_start)
+    return 0;
+  return (size_t) MIN (length, delta->direct_start - offset);
+}
+
 /* ---- Reading and writing ----------------------------------------------- */
 
-int
-delta_pread (const struct delta *delta, void *buf, size_t length,
-             uint64_t offset)
+static int
+read_all (int fd, void *buf, size_t length, uint64_t offset)
 {
   while (length > 0) {
-    ssize_t n = pread (delta->fd, buf, MIN (length, MAX_IO), (off_t) offset);
+    ssize_t n = pread (fd, buf, MIN (length, MAX_IO), (off_t) offset);
 
     if (n < 0) {
       if (errno == EINTR)
@@ -277,18 +375,70 @@ write_all (int fd, const void *buf, size_t length, uint64_t offset)
   return 0;
 }
 
+static int
+read_direct (const struct delta *delta, void *buf, size_t length,
+             uint64_t offset)
+{
+  int r = direct_pread (delta->direct, buf, length, offset);
+
+  if (r != -ENOTBLK)
+    return r;
+  stop_direct (delta);
+  return read_all (delta->fd, buf, length, offset);
+}
+
+static int
+write_direct (const struct delta *delta, const void *buf, size_t length,
+              uint64_t offset, bool durable)
+{
+  int r = direct_pwrite (delta->direct, buf, length, offset, durable);
+
+  if (r != -ENOTBLK)
+    return r;
+  stop_direct (delta);
+  return write_all (durable ? delta->apart_fd : delta->fd, buf, length,
+                    offset);
+}
+
+int
+delta_pread (const struct delta *delta, void *buf, size_t length,
+             uint64_t offset)
+{
+  const size_t cached = cached_length (delta, length, offset);
+  int r = read_all (delta->fd, buf, cached, offset);
+
+  if (r < 0 || cached == length)
+    return r;
+  return read_direct (delta, (char *) buf + cached, length - cached,
+                      offset + cached);
+}
+
+static int
+write_both_ways (const struct delta *delta, const void *buf, size_t length,
+                 uint64_t offset, bool durable)
+{
+  const size_t cached = cached_length (delta, length, offset);
+  int r = write_all (durable ? delta->apart_fd : delta->fd, buf, cached,
+                     offset);
+
+  if (r < 0 || cached == length)
+    return r;
+  return write_direct (delta, (const char *) buf + cached, length - cached,
+                       offset + cached, durable);
+}
+
 int
 delta_pwrite (const struct delta *delta, const void *buf, size_t length,
               uint64_t offset)
 {
-  return write_all (delta->fd, buf, length, offset);
+  return write_both_ways (delta, buf, length, offset, false);
 }
 
 int
 delta_pwrite_durable (const struct delta *delta, const void *buf,
                       size_t length, uint64_t offset)
 {
-  return write_all (delta->apart_fd, buf, length, offset);
+  return write_both_ways (delta, buf, length, offset, true);
 }
 
 /* ---- Space ------------------------------------------------------------- */
@@ -311,10 +461,29 @@ try_fallocate (const struct delta *delta, int mode, uint64_t offset,
   return 0;
 }
 
+/* Clear a range by the file system.  The rest of its first and last block is
+ * the neighbours': a direct write of theirs to it must not bring back what is
+ * cleared.
+ */
+static int
+try_clear (const struct delta *delta, int mode, uint64_t offset,
+           uint64_t length)
+{
+  int r;
+
+  if (delta->direct)
+    direct_begin_change (delta->direct, length, offset);
+  r = try_fallocate (delta, mode | FALLOC_FL_KEEP_SIZE, offset, length);
+  if (delta->direct)
+    direct_end_change (delta->direct, length, offset);
+  return r;
+}
+
 static int
 write_zeroes (struct delta *delta, uint64_t length, uint64_t offset)
 {
-  static const char zeroes[256 << 10];
+  /* Aligned, so that direct writes need no copy. */
+  static const _Alignas (4096) char zeroes[256 << 10];
 
   while (length > 0) {
     const size_t n = (size_t) MIN (length, sizeof zeroes);
@@ -343,8 +512,7 @@ delta_zero (struct delta *delta, uint64_t length, uint64_t offset)
   length = MIN (length, size - offset);
 
   if (!atomic_load_explicit (&delta->no_zero_range, memory_order_relaxed)) {
-    r = try_fallocate (delta, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE,
-                       offset, length);
+    r = try_clear (delta, FALLOC_FL_ZERO_RANGE, offset, length);
     if (!is_unsupported (r))
       return r;
     atomic_store_explicit (&delta->no_zero_range, true, memory_order_relaxed);
@@ -359,8 +527,7 @@ delta_punch (struct delta *delta, uint64_t length, uint64_t offset)
 
   if (atomic_load_explicit (&delta->no_punch, memory_order_relaxed))
     return -ENOTSUP;
-  r = try_fallocate (delta, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-                     offset, length);
+  r = try_clear (delta, FALLOC_FL_PUNCH_HOLE, offset, length);
   if (!is_unsupported (r))
     return r;
   atomic_store_explicit (&delta->no_punch, true, memory_order_relaxed);
@@ -368,31 +535,48 @@ delta_punch (struct delta *delta, uint64_t length, uint64_t offset)
 }
 
 int
-delta_extend (struct delta *delta, uint64_t from, uint64_t to)
+delta_reserve (struct delta *delta, uint64_t from, uint64_t to)
 {
   int r;
 
-  if (!atomic_load_explicit (&delta->no_fallocate, memory_order_relaxed)) {
-    r = try_fallocate (delta, 0, from, to - from);
-    if (r == 0)
-      return 0;
-    if (!is_unsupported (r)) {
-      /* It may have got halfway before the disk was full. */
-      delta_truncate (delta, from);
-      return r;
-    }
-    atomic_store_explicit (&delta->no_fallocate, true, memory_order_relaxed);
-  }
-  return delta_truncate (delta, to);
+  if (atomic_load_explicit (&delta->no_fallocate, memory_order_relaxed))
+    return 0;
+  r = try_fallocate (delta, FALLOC_FL_KEEP_SIZE, from, to - from);
+  if (!is_unsupported (r))
+    return r;
+  delta_reserve_nothing (delta);
+  return 0;
 }
 
-int
-delta_truncate (const struct delta *delta, uint64_t size)
+void
+delta_reserve_nothing (struct delta *delta)
+{
+  atomic_store_explicit (&delta->no_fallocate, true, memory_order_relaxed);
+}
+
+static int
+try_truncate (const struct delta *delta, uint64_t size)
 {
   while (ftruncate (delta->fd, (off_t) size) == -1)
     if (errno != EINTR)
       return -errno;
   return 0;
+}
+
+int
+delta_truncate (const struct delta *delta, uint64_t size)
+{
+  int r;
+
+  /* A direct write to the block where the file is cut must not bring back what
+   * is cut off: it would be there when the file grows again.
+   */
+  if (delta->direct)
+    direct_begin_change (delta->direct, 1, size);
+  r = try_truncate (delta, size);
+  if (delta->direct)
+    direct_end_change (delta->direct, 1, size);
+  return r;
 }
 
 static int

@@ -7,11 +7,17 @@
  * zeros.  Offsets and lengths are bytes of the file.
  *
  * All requests may be called from any thread at once.
+ *
+ * With delta_use_direct the guest's data goes past the page cache, but for what
+ * lies near the BAT.  Each byte of the file is written in one of the two ways
+ * only, so nobody reads what is stale.  What fallocate clears and ftruncate
+ * cuts off, the kernel keeps coherent with both.
  */
 
 #ifndef PLOOP_LIB_DELTA_H
 #define PLOOP_LIB_DELTA_H
 
+#include <errno.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -20,6 +26,7 @@
 
 #include <glib.h>
 
+#include "direct.h"
 #include "error.h"
 #include "format.h"
 
@@ -35,6 +42,9 @@ struct delta {
   struct format_header header;  /* at open */
   struct format_layout layout;
   bool holes_are_true;          /* the file system tells holes reliably */
+  struct direct *direct;        /* NULL: all goes through the page cache */
+  uint64_t direct_start;        /* below it all goes through the page cache */
+  const struct log *log;        /* for what direct has to say */
   _Atomic bool no_fallocate;    /* the file system said so once */
   _Atomic bool no_zero_range;
   _Atomic bool no_punch;
@@ -56,6 +66,18 @@ struct delta *delta_open (const char *path, enum delta_lock lock,
 /* Release the locks and free.  NULL is ignored. */
 void delta_close (struct delta *delta);
 
+/* Let the guest's data go past the page cache (O_DIRECT) from now on.  To be
+ * called before the first request; LOG must live as long as DELTA.
+ *
+ * Returns false, with a warning and nothing changed, when the file system does
+ * not allow it.  One that refuses later, it gets its requests through the page
+ * cache from then on; that too is worth a warning.
+ *
+ * A write, or a delta_zero, may then lengthen a file that ends inside a block
+ * (64 KiB at most, mostly less) to the end of this block, which reads as zeros.
+ */
+bool delta_use_direct (struct delta *delta, const struct log *log);
+
 /* Each returns 0 or a negative errno. */
 int delta_pread (const struct delta *delta, void *buf, size_t length,
                  uint64_t offset);
@@ -71,8 +93,8 @@ int delta_pwrite (const struct delta *delta, const void *buf, size_t length,
 int delta_pwrite_durable (const struct delta *delta, const void *buf,
                           size_t length, uint64_t offset);
 
-/* Make a range read as zeros, without changing the file's size; by the file
- * system where it can.
+/* Make a range read as zeros, without changing the file's size (but see
+ * delta_use_direct); by the file system where it can.
  */
 int delta_zero (struct delta *delta, uint64_t length, uint64_t offset);
 
@@ -81,10 +103,11 @@ int delta_zero (struct delta *delta, uint64_t length, uint64_t offset);
  */
 int delta_punch (struct delta *delta, uint64_t length, uint64_t offset);
 
-/* Grow the file from FROM to TO bytes, which then read as zeros; with space
- * reserved where the file system can.  When that fails the size is FROM again.
+/* Reserve space for FROM up to TO, inside the file, where the file system can
+ * and delta_reserve_nothing was not called.  The file's size and content stay.
  */
-int delta_extend (struct delta *delta, uint64_t from, uint64_t to);
+int delta_reserve (struct delta *delta, uint64_t from, uint64_t to);
+void delta_reserve_nothing (struct delta *delta);
 
 /* Cut the file off, or grow it by a hole. */
 int delta_truncate (const struct delta *delta, uint64_t size);
@@ -109,6 +132,13 @@ int delta_size (const struct delta *delta, uint64_t *size);
  */
 bool delta_next_data (const struct delta *delta, uint64_t end,
                       uint64_t *start, uint64_t *stop);
+
+/* Does a request's result say that the file cannot take more now? */
+static inline bool
+delta_is_no_space (int r)
+{
+  return r == -ENOSPC || r == -EDQUOT || r == -EFBIG;
+}
 
 /* True when the kernel says that the file's device rotates. */
 bool delta_is_rotational (const struct delta *delta);

@@ -4,7 +4,8 @@
  * ploop-core.h.
  *
  * Opening reads the whole BAT into the map and refuses an image whose BAT
- * cannot be right, before a byte is served.  The one thing that is taken as it
+ * cannot be right, before a byte is served; all that has threads is started
+ * after that.  The one thing that is taken as it
  * is: in an image that was never closed, entries that point past the end of
  * the file.  A server that was killed, or a power cut, leaves such when the
  * entry reached the disk and the file's new size did not; nothing that was
@@ -16,11 +17,18 @@
 #include <errno.h>
 
 #include "bat.h"
-#include "request.h"
+#include "submit.h"
+
+#define DEFAULT_PREALLOC (UINT64_C (128) << 20)
+#define DEFAULT_COPY_DELAY 500u /* ms */
 
 struct ploop_image {
   struct disk disk;
+  struct submit submit;
+  struct ploop_open_options options;    /* with defaults filled in */
   struct log log;
+  bool started;
+  bool stopped;
 };
 
 /* ---- Opening ----------------------------------------------------------- */
@@ -142,6 +150,62 @@ load_map (struct ploop_image *image, struct bat_summary *summary,
   return 0;
 }
 
+/* ---- What goes on behind requests -------------------------------------- */
+
+/* Nothing of this is called before a request has changed something, or after
+ * the flusher has ended.
+ */
+
+static void
+ask_to_extend (void *opaque)
+{
+  struct disk *disk = opaque;
+
+  flusher_ask (&disk->flusher, FLUSHER_EXTEND);
+}
+
+static void
+ask_to_scrub (void *opaque)
+{
+  struct disk *disk = opaque;
+
+  flusher_ask (&disk->flusher, FLUSHER_SCRUB);
+}
+
+static void
+ask_to_write_back (void *opaque)
+{
+  struct disk *disk = opaque;
+
+  flusher_ask (&disk->flusher, FLUSHER_WRITE_BACK);
+}
+
+static void
+ask_to_commit (void *opaque)
+{
+  struct disk *disk = opaque;
+
+  flusher_ask (&disk->flusher, FLUSHER_COMMIT);
+}
+
+static void
+ask_to_lead (void *opaque)
+{
+  struct disk *disk = opaque;
+
+  flusher_ask (&disk->flusher, FLUSHER_LEAD);
+}
+
+/* What was freed may go a step on. */
+static void
+after_commit (void *opaque)
+{
+  struct disk *disk = opaque;
+
+  if (alloc_nr_pending (&disk->alloc) > 0)
+    flusher_ask (&disk->flusher, FLUSHER_SCRUB);
+}
+
 /* What only a writer needs. */
 static int
 prepare_writing (struct ploop_image *image,
@@ -149,15 +213,30 @@ prepare_writing (struct ploop_image *image,
                  GError **error)
 {
   struct disk *disk = &image->disk;
-  const uint64_t nr_unmapped =
-    disk->map.nr_clusters - (summary->nr_allocated - lost->len);
+  const struct alloc_options alloc_options = {
+    .data_end = summary->data_end,
+    .nr_unmapped =
+      disk->map.nr_clusters - (summary->nr_allocated - lost->len),
+    .prealloc = image->options.prealloc,
+    .low = ask_to_extend,
+    .freed = ask_to_scrub,
+    .opaque = disk,
+  };
+  const struct commit_hooks hooks = {
+    .need_leader = ask_to_lead,
+    .put_off = ask_to_write_back,
+    .unstable = ask_to_commit,
+    .committed = after_commit,
+    .opaque = disk,
+  };
   int r;
 
-  r = alloc_init (&disk->alloc, disk->delta, &image->log, summary->data_end,
-                  nr_unmapped);
+  r = alloc_init (&disk->alloc, disk->delta, &disk->changes, disk->stats,
+                  &image->log, &alloc_options);
   if (r == 0)
-    r = commit_init (&disk->commit, disk->delta, &disk->map, &image->log,
-                     g_array_ref (lost));
+    r = commit_init (&disk->commit, disk->delta, &disk->map, &disk->changes,
+                     disk->stats, &image->log, &hooks,
+                     image->options.writeback_delay, g_array_ref (lost));
   if (r < 0) {
     error_set_system (error, r, "%s: no memory to write", disk->delta->path);
     return -1;
@@ -186,12 +265,89 @@ load_image (struct ploop_image *image, GError **error)
   return prepare_writing (image, &summary, lost, error);
 }
 
+/* ---- Options ----------------------------------------------------------- */
+
+static unsigned
+default_runners (void)
+{
+  return MIN (g_get_num_processors (), PLOOP_MAX_RUNNERS);
+}
+
+static bool
+check_options (const struct ploop_open_options *options, const char *path,
+               GError **error)
+{
+  if (options->runners <= PLOOP_MAX_RUNNERS
+      && options->cache <= PLOOP_CACHE_WRITETHROUGH
+      && options->prealloc_mode <= PLOOP_PREALLOC_TRUNCATE
+      && options->enospc <= PLOOP_ENOSPC_WAIT
+      && options->prealloc <= PLOOP_MAX_PREALLOC
+      && options->copy_delay <= PLOOP_MAX_DELAY
+      && options->writeback_delay <= PLOOP_MAX_DELAY)
+    return true;
+  g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_ARGUMENT,
+               "%s: an option is out of range: runners %u (at most %u), prealloc "
+               "%" G_GUINT64_FORMAT " (%" G_GUINT64_FORMAT "), copy delay %u "
+               "and write-back delay %u ms (%u), cache %d, prealloc mode %d, "
+               "enospc %d", path, options->runners, PLOOP_MAX_RUNNERS,
+               options->prealloc, PLOOP_MAX_PREALLOC, options->copy_delay,
+               options->writeback_delay, PLOOP_MAX_DELAY, (int) options->cache,
+               (int) options->prealloc_mode, (int) options->enospc);
+  return false;
+}
+
+static struct ploop_open_options
+with_defaults (const struct ploop_open_options *options)
+{
+  struct ploop_open_options all = { 0 };
+
+  if (options)
+    all = *options;
+  if (all.runners == 0)
+    all.runners = default_runners ();
+  if (all.prealloc == 0)
+    all.prealloc = DEFAULT_PREALLOC;
+  if (all.copy_delay == 0)
+    all.copy_delay = DEFAULT_COPY_DELAY;
+  return all;
+}
+
+/* ---- Opening ----------------------------------------------------------- */
+
+static void
+init_engine (struct ploop_image *image)
+{
+  struct disk *disk = &image->disk;
+  const struct flusher_options flusher_options = {
+    .copy_delay = image->options.copy_delay,
+    .wait_for_space = image->options.enospc == PLOOP_ENOSPC_WAIT,
+    .give_up = image->options.give_up,
+    .give_up_opaque = image->options.give_up_opaque,
+  };
+
+  disk->stats = stats_new (image->options.measure_latency);
+  gate_init (&disk->gate);
+  flusher_init (&disk->flusher, &disk->alloc, &disk->commit, disk->stats,
+                &image->log, &flusher_options);
+  submit_init (&image->submit, disk, !image->options.no_fast_path,
+               image->options.cache == PLOOP_CACHE_WRITETHROUGH);
+  if (image->options.cache == PLOOP_CACHE_NONE)
+    delta_use_direct (disk->delta, &image->log);
+  if (image->options.prealloc_mode == PLOOP_PREALLOC_TRUNCATE)
+    delta_reserve_nothing (disk->delta);
+}
+
 static void
 free_image (struct ploop_image *image)
 {
-  commit_destroy (&image->disk.commit);
+  /* A grace period that ends now still asks the flusher. */
   alloc_destroy (&image->disk.alloc);
+  flusher_destroy (&image->disk.flusher);
+  submit_destroy (&image->submit);
+  gate_destroy (&image->disk.gate);
+  commit_destroy (&image->disk.commit);
   map_destroy (&image->disk.map);
+  stats_free (image->disk.stats);
   delta_close (image->disk.delta);
   g_free (image);
 }
@@ -200,20 +356,66 @@ ploop_image *
 ploop_open (const char *path, const struct ploop_open_options *options,
             GError **error)
 {
-  struct ploop_image *image = g_new0 (struct ploop_image, 1);
+  struct ploop_image *image;
+  struct delta *delta;
+  struct log log = { NULL, NULL };
 
+  if (options && !check_options (options, path, error))
+    return NULL;
   if (options)
-    image->log = (struct log) { options->log, options->log_opaque };
-  image->disk.delta = open_delta (path, options && options->read_only,
-                                  &image->log, error);
-  if (!image->disk.delta || load_image (image, error) < 0) {
+    log = (struct log) { options->log, options->log_opaque };
+  delta = open_delta (path, options && options->read_only, &log, error);
+  if (!delta)
+    return NULL;
+
+  image = g_new0 (struct ploop_image, 1);
+  image->log = log;
+  image->options = with_defaults (options);
+  image->disk.delta = delta;
+  init_engine (image);
+  if (load_image (image, error) < 0
+      || (!image->options.defer_start && ploop_start (image, error) == -1)) {
     free_image (image);
     return NULL;
   }
   return image;
 }
 
+int
+ploop_start (ploop_image *image, GError **error)
+{
+  struct disk *disk = &image->disk;
+  int r;
+
+  if (image->started)
+    return 0;
+  r = runners_start (&disk->runners, image->options.runners);
+  if (r == 0 && !ploop_is_read_only (image))
+    r = flusher_start (&disk->flusher);
+  if (r < 0) {
+    runners_stop (&disk->runners);
+    error_set_system (error, r, "%s: threads cannot be started",
+                      disk->delta->path);
+    return -1;
+  }
+  image->started = true;
+  return 0;
+}
+
 /* ---- Closing ----------------------------------------------------------- */
+
+/* Let every request that was accepted end, and no other begin. */
+static void
+stop_requests (struct ploop_image *image)
+{
+  struct disk *disk = &image->disk;
+
+  gate_close (&disk->gate);
+  flusher_give_up (&disk->flusher);
+  submit_drain (&image->submit);
+  runners_stop (&disk->runners);
+  flusher_stop (&disk->flusher);
+}
 
 /* Leave the file as one that was closed.  Returns 0 or a negative errno. */
 static int
@@ -225,32 +427,49 @@ finish (struct disk *disk)
   int r;
 
   r = commit_flush (&disk->commit);
-  if (r < 0)
+  if (r < 0) {
+    /* What can still be saved: entries that were put off. */
+    commit_write_back (&disk->commit, 0, disk->map.nr_clusters - 1);
     return r;
+  }
   /* Whether the cut or the cleared mark reaches the disk first is all the
    * same: a file may be longer than its clusters.
    */
-  r = alloc_cut_tail (&disk->alloc, debris);
+  r = alloc_finish (&disk->alloc, debris);
   if (r < 0)
     return r;
   return commit_unmark (&disk->commit);
 }
 
 int
-ploop_close (ploop_image *image, GError **error)
+ploop_stop (ploop_image *image, GError **error)
 {
   int r = 0;
 
-  if (!image)
+  if (image->stopped)
     return 0;
+  image->stopped = true;
+  if (image->started)
+    stop_requests (image);
   if (!ploop_is_read_only (image))
     r = finish (&image->disk);
   if (r < 0)
     error_set_system (error, r, "%s: could not be closed and stays marked as "
                       "in use; what was written since the last flush may be "
                       "lost", image->disk.delta->path);
-  free_image (image);
   return r < 0 ? -1 : 0;
+}
+
+int
+ploop_close (ploop_image *image, GError **error)
+{
+  int r;
+
+  if (!image)
+    return 0;
+  r = ploop_stop (image, error);
+  free_image (image);
+  return r;
 }
 
 /* ---- The guest's disk -------------------------------------------------- */
@@ -285,58 +504,141 @@ ploop_is_rotational (const ploop_image *image)
   return delta_is_rotational (image->disk.delta);
 }
 
-static bool
-is_on_disk (const ploop_image *image, uint64_t length, uint64_t offset)
+/* 0, or why a request is refused. */
+static int
+check_request (const ploop_image *image, const ploop_request *request)
 {
   const uint64_t size = ploop_size (image);
+  const bool changes = request->operation == PLOOP_WRITE
+                       || request->operation == PLOOP_ZERO
+                       || request->operation == PLOOP_TRIM;
 
-  return offset <= size && length <= size - offset;
+  if (request->operation == PLOOP_FLUSH)
+    return request->flags == 0 ? 0 : -EINVAL;
+  if (request->operation != PLOOP_READ && !changes)
+    return -EINVAL;
+  if (request->offset > size || request->length > size - request->offset
+      || (request->flags & ~(changes ? PLOOP_FUA : 0)) != 0)
+    return -EINVAL;
+  return changes && ploop_is_read_only (image) ? -EROFS : 0;
 }
 
-/* 0, or why a request that changes the disk is refused. */
-static int
-check_change (const ploop_image *image, uint64_t length, uint64_t offset,
-              unsigned flags)
+/* A disk that nobody may write has nothing to flush. */
+static bool
+is_idle_flush (const ploop_image *image, const ploop_request *request)
 {
-  if (!is_on_disk (image, length, offset) || (flags & ~PLOOP_FUA) != 0)
-    return -EINVAL;
-  return ploop_is_read_only (image) ? -EROFS : 0;
+  return request->operation == PLOOP_FLUSH && ploop_is_read_only (image);
+}
+
+static int
+do_request (ploop_image *image, ploop_request *request)
+{
+  int r = check_request (image, request);
+
+  if (r < 0 || is_idle_flush (image, request))
+    return r;
+  return submit_and_wait (&image->submit, request);
 }
 
 int
 ploop_pread (ploop_image *image, void *buf, size_t length, uint64_t offset)
 {
-  if (!is_on_disk (image, length, offset))
-    return -EINVAL;
-  return request_read (&image->disk, buf, length, offset);
+  ploop_request request;
+
+  request.operation = PLOOP_READ;
+  request.flags = 0;
+  request.buf = buf;
+  request.length = length;
+  request.offset = offset;
+  return do_request (image, &request);
 }
 
 int
 ploop_pwrite (ploop_image *image, const void *buf, size_t length,
               uint64_t offset, unsigned flags)
 {
-  int r = check_change (image, length, offset, flags);
+  ploop_request request;
 
-  if (r < 0)
-    return r;
-  return request_write (&image->disk, buf, length, offset,
-                        (flags & PLOOP_FUA) != 0);
+  request.operation = PLOOP_WRITE;
+  request.flags = flags;
+  request.buf = (void *) buf;
+  request.length = length;
+  request.offset = offset;
+  return do_request (image, &request);
+}
+
+static int
+do_without_data (ploop_image *image, enum ploop_operation operation,
+                 uint64_t length, uint64_t offset, unsigned flags)
+{
+  ploop_request request;
+
+  request.operation = operation;
+  request.flags = flags;
+  request.buf = NULL;
+  request.length = length;
+  request.offset = offset;
+  return do_request (image, &request);
 }
 
 int
 ploop_zero (ploop_image *image, uint64_t length, uint64_t offset,
             unsigned flags)
 {
-  int r = check_change (image, length, offset, flags);
+  return do_without_data (image, PLOOP_ZERO, length, offset, flags);
+}
 
-  if (r < 0)
-    return r;
-  return request_zero (&image->disk, length, offset,
-                       (flags & PLOOP_FUA) != 0);
+int
+ploop_trim (ploop_image *image, uint64_t length, uint64_t offset,
+            unsigned flags)
+{
+  return do_without_data (image, PLOOP_TRIM, length, offset, flags);
 }
 
 int
 ploop_flush (ploop_image *image)
 {
-  return ploop_is_read_only (image) ? 0 : request_flush (&image->disk);
+  return do_without_data (image, PLOOP_FLUSH, 0, 0, 0);
+}
+
+int
+ploop_submit (ploop_image *image, ploop_request *request)
+{
+  int r = check_request (image, request);
+
+  return r < 0 ? r : submit_queue (&image->submit, request);
+}
+
+/* ---- Holding requests back --------------------------------------------- */
+
+int
+ploop_suspend (ploop_image *image)
+{
+  int r;
+
+  gate_hold (&image->disk.gate);
+  if (ploop_is_read_only (image))
+    return 0;
+  flusher_hold (&image->disk.flusher);
+  r = commit_flush (&image->disk.commit);
+  if (r < 0)
+    ploop_resume (image);
+  return r;
+}
+
+void
+ploop_resume (ploop_image *image)
+{
+  if (!ploop_is_read_only (image))
+    flusher_release (&image->disk.flusher);
+  gate_release (&image->disk.gate);
+}
+
+/* ---- Statistics -------------------------------------------------------- */
+
+void
+ploop_get_statistics (const ploop_image *image,
+                      struct ploop_statistics *statistics)
+{
+  stats_collect (image->disk.stats, statistics);
 }

@@ -7,14 +7,19 @@
  *
  *   bits 0-31    BAT entry: the host cluster, as stored in its delta
  *   bits 32-39   level: which delta, 0 the base
- *   bit  62      unwritten: the entry is not in the file's BAT yet
+ *   bit  59      ready: new, but a write has succeeded that waits for the entry
+ *   bit  60      covered: unstable, and a sync that makes it stable is running
+ *   bit  61      unstable: the entry must not reach the disk before a sync
+ *   bit  62      new: no write to this new cluster has been completed; whoever
+ *                mapped it may take it back
  *   bit  63      mapped; a word of 0 means that no delta has the cluster
  *
  * Pages of the array that were never touched take no memory (sparse.h).
  *
  * Ordering: every load here is an acquire and every change a release.  Who
- * sees a word also sees what was done before it was published; see commit.c
- * for what the unwritten bit relies on.
+ * sees a word also sees what was done before it was published.  Mapping and
+ * becoming ready need no lock; every other change is made under the lock of
+ * the cluster's BAT page (commit.h).
  */
 
 #ifndef PLOOP_LIB_MAP_H
@@ -29,7 +34,10 @@
 #include "error.h"
 
 #define MAP_MAPPED (UINT64_C (1) << 63)
-#define MAP_UNWRITTEN (UINT64_C (1) << 62)
+#define MAP_NEW (UINT64_C (1) << 62)
+#define MAP_UNSTABLE (UINT64_C (1) << 61)
+#define MAP_COVERED (UINT64_C (1) << 60)
+#define MAP_READY (UINT64_C (1) << 59)
 #define MAP_LEVEL_SHIFT 32
 
 struct map {
@@ -54,9 +62,21 @@ map_word_is_mapped (uint64_t word)
 }
 
 static inline bool
-map_word_is_unwritten (uint64_t word)
+map_word_is_new (uint64_t word)
 {
-  return (word & MAP_UNWRITTEN) != 0;
+  return (word & MAP_NEW) != 0;
+}
+
+static inline bool
+map_word_is_unstable (uint64_t word)
+{
+  return (word & MAP_UNSTABLE) != 0;
+}
+
+static inline unsigned
+map_word_level (uint64_t word)
+{
+  return word >> MAP_LEVEL_SHIFT & 0xff;
 }
 
 static inline uint32_t
@@ -85,12 +105,27 @@ map_publish (struct map *map, uint64_t cluster, uint64_t word,
                                                   memory_order_acquire);
 }
 
-/* The entry of CLUSTER is in the file's BAT now. */
+/* Set or clear flags of a mapped CLUSTER. */
 static inline void
-map_set_written (struct map *map, uint64_t cluster)
+map_set_flags (struct map *map, uint64_t cluster, uint64_t flags)
 {
-  atomic_fetch_and_explicit (&map->words[cluster], ~MAP_UNWRITTEN,
+  atomic_fetch_or_explicit (&map->words[cluster], flags, memory_order_release);
+}
+
+static inline void
+map_clear_flags (struct map *map, uint64_t cluster, uint64_t flags)
+{
+  atomic_fetch_and_explicit (&map->words[cluster], ~flags,
                              memory_order_release);
+}
+
+/* Change the word of CLUSTER if it is *WORD; otherwise *WORD is what it is. */
+static inline bool
+map_replace (struct map *map, uint64_t cluster, uint64_t *word, uint64_t by)
+{
+  return atomic_compare_exchange_strong_explicit (&map->words[cluster], word,
+                                                  by, memory_order_acq_rel,
+                                                  memory_order_acquire);
 }
 
 /* While nobody else uses the map: at open. */

@@ -59,10 +59,60 @@ enum ploop_log_level {
 typedef void (*ploop_log_fn) (void *opaque, enum ploop_log_level level,
                               const char *message);
 
+/* How the guest's data reaches the disk. */
+enum ploop_cache {
+  PLOOP_CACHE_WRITEBACK,        /* through the page cache; durable at a flush */
+  PLOOP_CACHE_NONE,             /* past the page cache (O_DIRECT), where the
+                                   file system allows it; durable at a flush */
+  PLOOP_CACHE_WRITETHROUGH,     /* through the page cache; every write is
+                                   durable when it returns */
+};
+
+/* How the file is extended. */
+enum ploop_prealloc_mode {
+  PLOOP_PREALLOC_FALLOC,        /* with the space reserved (fallocate) */
+  PLOOP_PREALLOC_TRUNCATE,      /* by a hole: quick, takes no space before it
+                                   is written to, but may run out of it then */
+};
+
+/* What a write does for which there is no space. */
+enum ploop_enospc {
+  PLOOP_ENOSPC_REPORT,          /* returns -ENOSPC */
+  PLOOP_ENOSPC_WAIT,            /* waits until there is space */
+};
+
+/* The most runners that an image may have. */
+#define PLOOP_MAX_RUNNERS 16u
+
+#define PLOOP_MAX_PREALLOC (UINT64_C (1) << 40)
+#define PLOOP_MAX_DELAY 3600000u
+
+/* Zero in any field means the default that is named. */
 struct ploop_open_options {
   bool read_only;               /* never change the file */
+  bool defer_start;             /* start no threads: see ploop_start */
+  bool no_fast_path;            /* every request goes through the runners */
+  bool measure_latency;         /* fill the histograms of the statistics */
+  enum ploop_cache cache;       /* writeback */
+  enum ploop_prealloc_mode prealloc_mode;       /* falloc */
+  enum ploop_enospc enospc;     /* report */
+  unsigned runners;             /* worker threads, 1 to PLOOP_MAX_RUNNERS; 0: one
+                                   a CPU */
+  uint64_t prealloc;            /* bytes that one extension adds, at most
+                                   PLOOP_MAX_PREALLOC; 0: 128 MiB */
+  unsigned copy_delay;          /* ms until copied clusters are committed without
+                                   a flush, at most PLOOP_MAX_DELAY; 0: 500 */
+  unsigned writeback_delay;     /* ms that entries of new clusters may wait in
+                                   memory for others, at most PLOOP_MAX_DELAY;
+                                   0: not at all */
   ploop_log_fn log;             /* NULL: no messages */
   void *log_opaque;
+  /* With PLOOP_ENOSPC_WAIT, asked about once a second as long as somebody waits:
+   * true ends all waiting, now and later, with -ENOSPC.  For servers that cannot
+   * stop before their requests have returned.  NULL: never.
+   */
+  bool (*give_up) (void *opaque);
+  void *give_up_opaque;
 };
 
 /* Open the image file PATH and check its header and its whole BAT.
@@ -79,8 +129,9 @@ struct ploop_open_options {
  * Opening changes nothing in the file.  The image is marked as in use on disk
  * by the first request that changes it.
  *
- * No threads are started, so a process may fork between opening an image and
- * its first request, and go on using it in the child.
+ * Starts threads: runners named ploop-run-N and a flusher named ploop-flush,
+ * with all signals blocked.  A process that forks after this must not use
+ * the image in the child; one that has to, sets defer_start.
  *
  * Returns NULL and sets ERROR when the file cannot be opened or locked, or is
  * not an image that can be served without a doubt.
@@ -89,12 +140,31 @@ ploop_image *ploop_open (const char *path,
                          const struct ploop_open_options *options,
                          GError **error);
 
-/* Write back what is pending, cut off unused preallocated space, clear the
- * in-use mark, release the locks and free IMAGE.
+/* Start the threads of an image that was opened with defer_start, once, before
+ * its first request.
+ *
+ * A process that forks between opening and this goes on in the child, and
+ * closes the image there only.  Returns 0, or -1 with ERROR set; the image can
+ * only be closed then.
+ */
+int ploop_start (ploop_image *image, GError **error);
+
+/* Complete every request that was accepted, and refuse those that come from
+ * now on with -ESHUTDOWN; those that wait for space get -ENOSPC.  Then write
+ * back what is pending, cut off unused preallocated space and clear the in-use
+ * mark.
+ *
+ * For servers that cannot keep their clients from calling meanwhile; others just
+ * close.  Returns 0, or -1 with ERROR set when something could not be made
+ * durable; the image stays marked as in use on disk then.  Does nothing the
+ * second time.
+ */
+int ploop_stop (ploop_image *image, GError **error);
+
+/* Stop, release the locks and free IMAGE.
  *
  * No other call on IMAGE may be running or follow.  Returns 0, or -1 with
- * ERROR set when something could not be made durable; IMAGE is freed then too,
- * and stays marked as in use on disk.  NULL is ignored.
+ * ERROR set as ploop_stop does; IMAGE is freed then too.  NULL is ignored.
  */
 int ploop_close (ploop_image *image, GError **error);
 
@@ -153,6 +223,16 @@ int ploop_pwrite (ploop_image *image, const void *buf, size_t length,
 int ploop_zero (ploop_image *image, uint64_t length, uint64_t offset,
                 unsigned flags);
 
+/* Say that LENGTH bytes at byte OFFSET are of no more use.  They read as
+ * zeros or as before from now on.
+ *
+ * Whole clusters are unmapped; their space is given back to the file system
+ * and used again.  What is less than a cluster is left as it is.  LENGTH may be
+ * as large as the disk.  Flags and errors as for ploop_pwrite.
+ */
+int ploop_trim (ploop_image *image, uint64_t length, uint64_t offset,
+                unsigned flags);
+
 /* Make every request that returned before this call durable.
  *
  * Costs nothing when nothing was written since the last flush.  Returns 0 or a
@@ -161,6 +241,152 @@ int ploop_zero (ploop_image *image, uint64_t length, uint64_t offset,
  * reports such a failure once and then forgets the data.
  */
 int ploop_flush (ploop_image *image);
+
+/* ---- The guest's disk, without waiting --------------------------------- */
+
+enum ploop_operation {
+  PLOOP_READ,
+  PLOOP_WRITE,
+  PLOOP_ZERO,
+  PLOOP_TRIM,
+  PLOOP_FLUSH,
+};
+#define PLOOP_NR_OPERATIONS 5
+
+typedef struct ploop_request ploop_request;
+
+/* RESULT is what the function that waits would have returned.
+ *
+ * Called once, from any thread that is inside the library, never from within
+ * the ploop_submit of the same request.  The request is the caller's again, to
+ * be used anew or freed.  May submit requests; must not wait for any, nor stop,
+ * suspend or close the image.
+ */
+typedef void (*ploop_complete_fn) (ploop_request *request, int result);
+
+/* One request, in memory of the caller's, who owns it again when it is
+ * complete.  The library allocates nothing for it.
+ */
+struct ploop_request {
+  enum ploop_operation operation;
+  unsigned flags;               /* as for the function that waits */
+  void *buf;                    /* read into or written from; not changed by a
+                                   write */
+  uint64_t length, offset;      /* bytes; not of a flush */
+  ploop_complete_fn complete;
+  void *opaque;                 /* the caller's */
+
+  /* The library's, from submission to completion.  Need not be initialised. */
+  uint64_t reserved[16 + 3 * PLOOP_MAX_RUNNERS];
+};
+
+/* Begin REQUEST.  Does not block.  Requests that run at the same time may
+ * overtake each other: who needs an order waits for completion.  A flush covers
+ * what was complete when it was submitted.
+ *
+ * Returns 0 when complete will be called; else -EINVAL, -EROFS or -ESHUTDOWN,
+ * and it will not.
+ */
+int ploop_submit (ploop_image *image, ploop_request *request);
+
+/* ---- Holding requests back --------------------------------------------- */
+
+/* Let the requests that run end, commit everything, and hold back those that
+ * come: they wait for ploop_resume (or ploop_stop).
+ *
+ * The file does not change in between, and everything answered is durable in
+ * it.  Not from a completion callback.  Calls nest: as many resumes are needed.
+ * Returns 0, or a negative errno when the commit failed; requests are not held
+ * back then.
+ */
+int ploop_suspend (ploop_image *image);
+void ploop_resume (ploop_image *image);
+
+/* ---- Statistics -------------------------------------------------------- */
+
+/* How often something happened, and how long it took.
+ *
+ * Bucket I counts what took at most ploop_histogram_bound (I) ns and more than
+ * the bound of the bucket before.  The first bound is 256; from there to 2^37
+ * (137 s) four equal steps lead to each power of two (320, 384, 448, 512, 640,
+ * ...), so no bound is more than a quarter above what its bucket counts.  The
+ * last bucket takes the rest.
+ */
+#define PLOOP_HISTOGRAM_NR_BUCKETS 118
+
+struct ploop_histogram {
+  uint64_t count;               /* also of what was not measured */
+  uint64_t sum_ns;              /* of what was measured, as all below */
+  uint64_t buckets[PLOOP_HISTOGRAM_NR_BUCKETS];
+};
+
+/* The most ns that BUCKET counts: UINT64_MAX for the last bucket.  Does not
+ * block.
+ */
+uint64_t ploop_histogram_bound (unsigned bucket);
+
+/* The time in ns within which the fraction Q of what was measured was done: the
+ * bound of its bucket, so at most a quarter too high (or up to 256), and
+ * UINT64_MAX in the last bucket.
+ *
+ * Q is from 0 (the fastest) to 1 (the slowest).  Returns 0 when nothing was
+ * measured.  Does not block.
+ */
+uint64_t ploop_histogram_quantile (const struct ploop_histogram *histogram,
+                                   double q);
+
+/* Since the image was opened.  Units are bytes or, for nr_, events. */
+struct ploop_statistics {
+  bool latency_measured;        /* else the buckets are empty */
+  /* By enum ploop_operation: requests that are complete. */
+  struct ploop_histogram operations[PLOOP_NR_OPERATIONS];
+
+  uint64_t read_bytes;          /* that guests asked for */
+  uint64_t write_bytes;
+  uint64_t zero_bytes;
+  uint64_t trim_bytes;
+  uint64_t nr_fua;              /* requests with PLOOP_FUA */
+  uint64_t nr_fast_path;        /* requests served in the caller's thread */
+  uint64_t nr_queued;           /* requests served by runners */
+
+  uint64_t nr_allocations;      /* clusters that got space */
+  uint64_t nr_frees;            /* clusters that trimming unmapped */
+  uint64_t nr_reuses;           /* allocations that took freed space */
+  uint64_t nr_copies;           /* clusters copied from a lower delta */
+
+  uint64_t nr_commits;
+  uint64_t nr_commit_waiters;   /* flushes and requests with PLOOP_FUA that
+                                   commits have answered */
+  uint64_t nr_syncs;            /* syncs (fdatasync) of commits */
+  uint64_t nr_durable_writes;   /* forced writes that needed no commit */
+  uint64_t nr_bat_writes;       /* writes to the BAT in the file */
+  uint64_t bat_bytes;           /* written by them */
+
+  uint64_t nr_extensions;       /* times that the file was made larger */
+  uint64_t nr_extension_syncs;  /* syncs that this took */
+  uint64_t nr_punches;          /* ranges given back to the file system */
+  uint64_t nr_enospc_waits;     /* requests that waited for space */
+  uint64_t nr_writeback_retries;        /* background commits tried again */
+};
+
+/* Read IMAGE's statistics into STATISTICS.
+ *
+ * Takes no lock and holds nobody up: the counts are those of a moment, each of
+ * its own when requests run meanwhile, so sums may not agree by a few.  What
+ * was complete before the call is in them.  Does not block.
+ */
+void ploop_get_statistics (const ploop_image *image,
+                           struct ploop_statistics *statistics);
+
+/* STATISTICS for people: lines of text, each with its newline.  A table of the
+ * operations (with latencies, if measured: mean, and quantiles as
+ * ploop_histogram_quantile gives them), then what else was counted.
+ *
+ * What is zero is left out; the text is empty when all is.  The wording may
+ * change: programs read the fields.  Returns a string for g_free.  Does not
+ * block.
+ */
+char *ploop_describe_statistics (const struct ploop_statistics *statistics);
 
 /* ---- Creating ---------------------------------------------------------- */
 

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 
-/* A guest's requests: read, write, zero, flush.
+/* What is done to a range of the guest's disk: read, write, zero, trim.
  *
- * They run in the caller's thread, on as many threads as there are callers,
- * and take no lock unless a cluster is new.  The caller has checked that a
- * range lies on the disk and that the disk may be written.
+ * Any thread may call these, several at once, inside the gate (gate.h), which
+ * is where they look clusters up and use them.  They take no lock unless a
+ * cluster is new.  The caller has checked that the range lies on the disk and
+ * that the disk may be written.
  */
 
 #ifndef PLOOP_LIB_REQUEST_H
@@ -15,25 +16,54 @@
 #include <stdint.h>
 
 #include "alloc.h"
+#include "changes.h"
 #include "commit.h"
 #include "delta.h"
+#include "flusher.h"
+#include "gate.h"
 #include "map.h"
+#include "runner.h"
+#include "stats.h"
 
 /* What requests work on. */
 struct disk {
   struct delta *delta;
   struct map map;
+  struct changes changes;
   struct alloc alloc;
   struct commit commit;
+  struct flusher flusher;
+  struct runners runners;
+  struct gate gate;
+  struct stats *stats;
 };
 
-/* Each returns 0 or a negative errno. */
+/* Results beside 0 and a negative errno: there is no space now, but there is
+ * hope (flusher_may_wait).  The range may have been done in part; it is to be
+ * done again as a whole, by who can wait outside the gate.
+ */
+enum request_result {
+  REQUEST_NEEDS_CLUSTER = 1,
+  REQUEST_NEEDS_ROOM = 2,
+};
+
 int request_read (const struct disk *disk, void *buf, size_t length,
                   uint64_t offset);
+
+/* Those that change the disk clear *DURABLE when it takes a commit to make what
+ * they did durable.
+ */
 int request_write (struct disk *disk, const void *buf, size_t length,
-                   uint64_t offset, bool fua);
+                   uint64_t offset, bool fua, bool *durable);
+
 int request_zero (struct disk *disk, uint64_t length, uint64_t offset,
-                  bool fua);
-int request_flush (struct disk *disk);
+                  bool *durable);
+
+/* Unmap the clusters that lie in the range as a whole. */
+int request_trim (struct disk *disk, uint64_t length, uint64_t offset,
+                  bool *durable);
+
+/* After the last trim of a range: let killing the process not undo it. */
+void request_end_trim (struct disk *disk, uint64_t length, uint64_t offset);
 
 #endif /* PLOOP_LIB_REQUEST_H */

@@ -3,9 +3,10 @@
 /* nbdkit-ploop-plugin: parameters in, libploop-core calls out.
  *
  * One image a server, opened and checked in get_ready, so that what is wrong
- * with it is said before the server goes to the background; closed in cleanup
- * or, if that is not reached, in unload, once.  nbdkit 1.32 may end without
- * either: the library keeps the file such that this does no harm.
+ * with it is said before the server goes to the background; started after it
+ * has; stopped in cleanup or, if that is not reached, in unload.  nbdkit 1.32
+ * may end without either: the library keeps the file such that this does no
+ * harm.
  *
  * Every callback may run on many threads at once.
  */
@@ -35,26 +36,24 @@
 #define MAX_PREFERRED (UINT32_C (32) << 20)
 
 /* -D ploop.requests=1: each request.  -D ploop.metadata=1: what is done to the
- * image beside the guest's data.
+ * image beside the guest's data.  -D ploop.stats=1: statistics at the end.
  */
 NBDKIT_DLL_PUBLIC int ploop_debug_requests;
 NBDKIT_DLL_PUBLIC int ploop_debug_metadata;
+NBDKIT_DLL_PUBLIC int ploop_debug_stats;
 
 static char *file;
+static struct ploop_open_options options;
 static ploop_image *image;
 
 /* Connections differ in nothing. */
 static int handle;
 
-/* ---- Starting ---------------------------------------------------------- */
+/* ---- Parameters -------------------------------------------------------- */
 
 static int
-ploop_config (const char *key, const char *value)
+set_file (const char *value)
 {
-  if (strcmp (key, "file") != 0) {
-    nbdkit_error ("unknown parameter '%s': this plugin takes file=IMAGE", key);
-    return -1;
-  }
   if (file) {
     nbdkit_error ("file= is given twice ('%s' and '%s'): one image a server",
                   file, value);
@@ -69,6 +68,150 @@ ploop_config (const char *key, const char *value)
   return file ? 0 : -1;
 }
 
+/* One of the words of a NULL-terminated list: its index, or -1. */
+static int
+parse_word (const char *key, const char *value, const char *const *words)
+{
+  g_autofree char *all = NULL;
+
+  for (int i = 0; words[i]; i++)
+    if (strcmp (value, words[i]) == 0)
+      return i;
+  all = g_strjoinv (", ", (char **) words);
+  nbdkit_error ("%s=%s: must be one of: %s", key, value, all);
+  return -1;
+}
+
+static int
+set_cache (const char *key, const char *value)
+{
+  static const char *const words[] = {
+    [PLOOP_CACHE_WRITEBACK] = "writeback",
+    [PLOOP_CACHE_NONE] = "none",
+    [PLOOP_CACHE_WRITETHROUGH] = "writethrough",
+    NULL,
+  };
+  const int i = parse_word (key, value, words);
+
+  options.cache = i < 0 ? PLOOP_CACHE_WRITEBACK : (enum ploop_cache) i;
+  return i < 0 ? -1 : 0;
+}
+
+static int
+set_prealloc_mode (const char *key, const char *value)
+{
+  static const char *const words[] = {
+    [PLOOP_PREALLOC_FALLOC] = "falloc",
+    [PLOOP_PREALLOC_TRUNCATE] = "truncate",
+    NULL,
+  };
+  const int i = parse_word (key, value, words);
+
+  options.prealloc_mode =
+    i < 0 ? PLOOP_PREALLOC_FALLOC : (enum ploop_prealloc_mode) i;
+  return i < 0 ? -1 : 0;
+}
+
+static int
+set_enospc (const char *key, const char *value)
+{
+  static const char *const words[] = {
+    [PLOOP_ENOSPC_REPORT] = "report",
+    [PLOOP_ENOSPC_WAIT] = "wait",
+    NULL,
+  };
+  const int i = parse_word (key, value, words);
+
+  options.enospc = i < 0 ? PLOOP_ENOSPC_REPORT : (enum ploop_enospc) i;
+  return i < 0 ? -1 : 0;
+}
+
+static int
+set_fast_path (const char *key, const char *value)
+{
+  const int on = nbdkit_parse_bool (value);
+
+  /* nbdkit has said what is wrong, but not with what. */
+  if (on < 0) {
+    nbdkit_error ("%s=%s: must be on or off", key, value);
+    return -1;
+  }
+  options.no_fast_path = on == 0;
+  return 0;
+}
+
+static int
+set_prealloc (const char *key, const char *value)
+{
+  const int64_t size = nbdkit_parse_size (value);
+
+  if (size <= 0 || (uint64_t) size > PLOOP_MAX_PREALLOC) {
+    nbdkit_error ("%s=%s: must be from 1 to %" PRIu64 " bytes", key, value,
+                  PLOOP_MAX_PREALLOC);
+    return -1;
+  }
+  options.prealloc = (uint64_t) size;
+  return 0;
+}
+
+static int
+parse_number (const char *key, const char *value, unsigned least,
+              unsigned most, unsigned *number)
+{
+  if (nbdkit_parse_unsigned (key, value, number) == -1
+      || *number < least || *number > most) {
+    nbdkit_error ("%s=%s: must be from %u to %u", key, value, least, most);
+    return -1;
+  }
+  return 0;
+}
+
+static int
+set_runners (const char *key, const char *value)
+{
+  return parse_number (key, value, 1, PLOOP_MAX_RUNNERS, &options.runners);
+}
+
+static int
+set_copy_delay (const char *key, const char *value)
+{
+  return parse_number (key, value, 1, PLOOP_MAX_DELAY, &options.copy_delay);
+}
+
+static int
+set_writeback_delay (const char *key, const char *value)
+{
+  return parse_number (key, value, 0, PLOOP_MAX_DELAY,
+                       &options.writeback_delay);
+}
+
+static const struct parameter {
+  const char *key;
+  int (*set) (const char *key, const char *value);
+} parameters[] = {
+  { "cache", set_cache },
+  { "copy-delay", set_copy_delay },
+  { "enospc", set_enospc },
+  { "fast-path", set_fast_path },
+  { "prealloc", set_prealloc },
+  { "prealloc-mode", set_prealloc_mode },
+  { "runners", set_runners },
+  { "writeback-delay", set_writeback_delay },
+};
+
+static int
+ploop_config (const char *key, const char *value)
+{
+  if (strcmp (key, "file") == 0)
+    return set_file (value);
+  for (size_t i = 0; i < G_N_ELEMENTS (parameters); i++)
+    if (strcmp (key, parameters[i].key) == 0)
+      return parameters[i].set (key, value);
+  nbdkit_error ("unknown parameter '%s': 'nbdkit ploop --help' lists those that "
+                "there are", key);
+  return -1;
+}
+
 static int
 ploop_config_complete (void)
 {
@@ -80,7 +223,17 @@ ploop_config_complete (void)
 }
 
 #define ploop_config_help \
-  "[file=]<IMAGE>  (required) The ploop image (.hds) to serve."
+  "[file=]<IMAGE>         (required) The ploop image (.hds) to serve.\n" \
+  "cache=<MODE>           writeback (default), none (O_DIRECT), writethrough.\n" \
+  "enospc=<MODE>          report (default) or wait when there is no space.\n" \
+  "prealloc=<SIZE>        How much the file grows at once (default 128M).\n" \
+  "prealloc-mode=<MODE>   falloc (default) or truncate.\n" \
+  "runners=<N>            Worker threads (default: one a CPU, at most 16).\n" \
+  "fast-path=<BOOL>       Serve in the request's own thread (default on).\n" \
+  "writeback-delay=<MS>   How long BAT entries may wait (default 0).\n" \
+  "copy-delay=<MS>        Commit copied clusters after (default 500)."
+
+/* ---- Starting ---------------------------------------------------------- */
 
 static void
 write_log (void *opaque, enum ploop_log_level level, const char *message)
@@ -93,17 +246,30 @@ write_log (void *opaque, enum ploop_log_level level, const char *message)
     nbdkit_debug ("%s", message);
 }
 
+/* nbdkit waits for its requests before it calls cleanup: those that wait for
+ * space must learn earlier that the server is to end.  The one way to ask is a
+ * sleep that is cut short then.
+ */
+static bool
+is_ending (void *opaque)
+{
+  (void) opaque;
+  return nbdkit_nanosleep (0, 1) == -1;
+}
+
 static int
 ploop_get_ready (void)
 {
-  const struct ploop_open_options options = {
-    .read_only = command_line_is_read_only (),
-    .log = write_log,
-  };
   g_autoptr (GError) error = NULL;
 
   /* A limit of the file size is an error of one request, not the end. */
   signal (SIGXFSZ, SIG_IGN);
+  options.read_only = command_line_is_read_only ();
+  /* nbdkit forks after this. */
+  options.defer_start = true;
+  options.measure_latency = ploop_debug_stats;
+  options.log = write_log;
+  options.give_up = is_ending;
   image = ploop_open (file, &options, &error);
   if (!image) {
     nbdkit_error ("%s", error->message);
@@ -116,21 +282,55 @@ ploop_get_ready (void)
   return 0;
 }
 
-/* ---- Ending ------------------------------------------------------------ */
-
-static void
-close_image (void)
+static int
+ploop_after_fork (void)
 {
   g_autoptr (GError) error = NULL;
 
-  if (ploop_close (g_steal_pointer (&image), &error) == -1)
+  if (ploop_start (image, &error) == 0)
+    return 0;
+  nbdkit_error ("%s", error->message);
+  return -1;
+}
+
+/* ---- Ending ------------------------------------------------------------ */
+
+static void
+print_statistics (void)
+{
+  struct ploop_statistics statistics;
+  g_autofree char *text = NULL;
+  g_auto (GStrv) lines = NULL;
+
+  ploop_get_statistics (image, &statistics);
+  text = ploop_describe_statistics (&statistics);
+  lines = g_strsplit (text, "\n", -1);
+  for (char **line = lines; *line; line++)
+    if (**line)
+      nbdkit_debug ("stats: %s", *line);
+}
+
+/* nbdkit may still be in a request: nothing is freed yet. */
+static void
+stop_image (void)
+{
+  g_autoptr (GError) error = NULL;
+
+  if (!image)
+    return;
+  if (ploop_stop (image, &error) == -1)
     nbdkit_error ("%s", error->message);
+  if (ploop_debug_stats)
+    print_statistics ();
 }
 
 static void
 ploop_unload (void)
 {
-  close_image ();
+  g_autoptr (GError) error = NULL;
+
+  if (ploop_close (g_steal_pointer (&image), &error) == -1)
+    nbdkit_error ("%s", error->message);
   free (file);
   file = NULL;
 }
@@ -147,6 +347,9 @@ ploop_dump_plugin (void)
   printf ("plugin_feature=fua\n");
   printf ("plugin_feature=multi-conn\n");
   printf ("plugin_feature=zero\n");
+  printf ("plugin_feature=trim\n");
+  for (size_t i = 0; i < G_N_ELEMENTS (parameters); i++)
+    printf ("plugin_parameter=%s\n", parameters[i].key);
 }
 
 /* ---- A connection ------------------------------------------------------ */
@@ -155,11 +358,6 @@ static void *
 ploop_plugin_open (int readonly)
 {
   (void) readonly;
-  /* nbdkit may let a client in while it ends. */
-  if (!image) {
-    nbdkit_error ("the server is about to end");
-    return NULL;
-  }
   return &handle;
 }
 
@@ -278,6 +476,14 @@ ploop_plugin_zero (void *h, uint32_t count, uint64_t offset, uint32_t flags)
 }
 
 static int
+ploop_plugin_trim (void *h, uint32_t count, uint64_t offset, uint32_t flags)
+{
+  (void) h;
+  return answer (ploop_trim (image, count, offset, core_flags (flags)),
+                 "trim", count, offset);
+}
+
+static int
 ploop_plugin_flush (void *h, uint32_t flags)
 {
   (void) h;
@@ -297,7 +503,8 @@ static struct nbdkit_plugin plugin = {
   .magic_config_key = "file",
   .dump_plugin = ploop_dump_plugin,
   .get_ready = ploop_get_ready,
-  .cleanup = close_image,
+  .after_fork = ploop_after_fork,
+  .cleanup = stop_image,
   .open = ploop_plugin_open,
   .get_size = ploop_get_size,
   .block_size = ploop_plugin_block_size,
@@ -309,6 +516,7 @@ static struct nbdkit_plugin plugin = {
   .pread = ploop_plugin_pread,
   .pwrite = ploop_plugin_pwrite,
   .zero = ploop_plugin_zero,
+  .trim = ploop_plugin_trim,
   .flush = ploop_plugin_flush,
   .errno_is_preserved = 1,
 };

@@ -16,13 +16,15 @@ set -euo pipefail
 # perl: pod2man and podchecker.
 build_packages=(gcc libc6-dev make autoconf automake libtool pkgconf
                 nbdkit nbdkit-plugin-dev libglib2.0-dev libjson-glib-dev
+                liburcu-dev liburing-dev libev-dev
                 perl)
 # libnbd-bin: nbdcopy and nbdinfo.  e2fsprogs: mke2fs and debugfs.
 run_packages=(nbdkit libnbd-bin e2fsprogs)
 # check: unit tests.  libnbd-dev: tests over NBD.  qemu-utils, ploop: the other
-# implementations.  zstd: unpacks the corpus.  xz-utils: make distcheck.
+# implementations.  spin: checks the model of the commit protocol.  zstd: unpacks
+# the corpus.  strace: counts system calls.  xz-utils: make distcheck.
 test_packages=(check libnbd-dev libnbd-bin qemu-utils ploop e2fsprogs zstd
-               shellcheck xz-utils)
+               shellcheck spin strace xz-utils)
 valgrind_packages=(valgrind)
 # What make bench and make fuzz need beyond build and test.
 bench_packages=(fio python3)

@@ -6,7 +6,7 @@
 #
 # From the outside: PLUGIN, PLOOP_IMG and PLOOP_CORPUS (set by make check),
 # NBDKIT (a command prefix), NBDKIT_PRELOAD (LD_PRELOAD of the server only),
-# PLOOP_TEST_SCALE, PLOOP_TEST_KEEP (keep the temporary directory).
+# PLOOP_PARAMETERS (more parameters of the plugin), PLOOP_TEST_SCALE, PLOOP_TEST_KEEP (keep the temporary directory).
 
 : "${PLUGIN:?run this test with make check}"
 : "${PLOOP_IMG:?run this test with make check}"
@@ -162,7 +162,9 @@ start_nbdkit ()
   [ -z "$nbdkit_pid" ] || fail "a server runs already"
   rm -f "$sock" "$pid_file"
   : > "$nbdkit_log"
-  (_launch_nbdkit -f -U "$sock" -P "$pid_file" "$PLUGIN" "$@") \
+  # shellcheck disable=SC2086  # several words
+  (_launch_nbdkit -f -U "$sock" -P "$pid_file" "$PLUGIN" "$@" \
+     ${PLOOP_PARAMETERS:-}) \
     < /dev/null >> "$nbdkit_log" 2>&1 &
   nbdkit_pid=$!
   nbdkit_status=0

@@ -7,25 +7,33 @@
  *   2  no two name the same host cluster
  *   3  what was flushed, or forced, is there
  *   4  any other sector reads as its old or its new content, and never as
- *      another sector's
+ *      another sector's (rules.h says what a sector may hold)
  *   5  the in-use mark is on disk before anything else has changed, and
  *      until all that was answered is
+ *   6  without a write-back delay, all that was answered is in the page cache:
+ *      killing the process loses nothing
+ *   7  while the image is suspended the file does not change, and all that was
+ *      answered is durable
  *
- * Threads write, zero and flush through the library; each owns sectors of its
- * own, in the same clusters as the others'.  Each write stamps its sectors
- * with their number and its own.  After a cut the disk is read by the library
- * and each stamp is looked up in the sector's history.  Every other workload
- * goes on with what a cut has left of the one before, and garbage behind it.
+ * Each round draws the image's shape, the options, the mix of requests and what
+ * fails, and says so when a rule is broken.  After a cut the image is read
+ * twice, by this test's own reader and by the library, which must agree.  A
+ * workload may go on with what a cut of the one before has left, and garbage
+ * behind it.
  *
- * At the end the same is done with syncs that do nothing: if no rule is
- * broken then, this test is worth nothing, and it fails.
+ * At the end the same is done with syncs that do nothing: if no rule is broken
+ * then, this test is worth nothing, and it fails.  test-mutations.sh asks it
+ * for more.
+ *
+ * PLOOP_TEST_SEED repeats a round's choices (not the threads' timing, so a rare
+ * find may take PLOOP_TEST_REPEAT=100); PLOOP_TEST_SCALE is the length in per
+ * cent.
  */
 
 #include <config.h>
 
 #include <errno.h>
-#include <pthread.h>
-#include <stdatomic.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -33,323 +41,325 @@
 
 #include <glib.h>
 
-#include "format.h"
 #include "ploop-core.h"
+#include "reader.h"
 #include "recorder.h"
+#include "rules.h"
+#include "workload.h"
 
-#define NR_THREADS 4
-#define NR_CLUSTERS 48u
-#define CLUSTER_SECTORS 64u
-#define CLUSTER (CLUSTER_SECTORS * 512u)
-#define NR_SECTORS (NR_CLUSTERS * CLUSTER_SECTORS)
-/* More host clusters than this the file never has, leaks included. */
-#define MAX_CELLS (4 * NR_CLUSTERS)
-/* Sectors in a row that belong to one thread. */
-#define RUN 8u
-#define OPS_PER_THREAD 120
-#define STAMP_MAGIC UINT64_C (0x706c6f6f70637574)
+#define NR_SECTORS WORKLOAD_NR_SECTORS
+#define SECTOR 512u
+#define NR_ROUNDS 60u
+#define CUTS_PER_LEG 60u
+/* A round that takes longer hangs. */
+#define ROUND_SECONDS 120u
 
-/* One change of one sector. */
-struct change {
-  uint64_t number;              /* 0: zeros */
-  uint64_t begun, answered;     /* moments */
-  bool forced;
+/* Where direct I/O begins, for a BAT as small as ours (lib/delta.c). */
+#define DIRECT_SECTORS (16u << 10)
+
+/* What a round draws. */
+struct round {
+  uint32_t seed;
+  unsigned nr_legs;
+  struct reader_shape shape;
+  struct workload workload;
+  struct recorder_faults faults;
+  unsigned limit;               /* host clusters that fit; 0: all */
 };
 
-struct stamp {
-  uint64_t magic, sector, number;
+/* What a cut is compared with. */
+struct leg {
+  uint64_t end, closing;        /* moments */
+  bool first_in_use;            /* the mark, before the leg */
 };
 
-static GArray *histories[NR_SECTORS];   /* of struct change, in order */
-static uint64_t initial[NR_SECTORS];    /* number of the change before all */
-static GArray *flushes;                 /* of struct flush */
-static pthread_mutex_t flushes_lock = PTHREAD_MUTEX_INITIALIZER;
-static _Atomic uint64_t next_number = 1;
-static ploop_image *image;
-static uint32_t seed;
-static uint64_t closing;                /* the moment */
-static char *broken;                    /* the first rule that was */
+static char *image_path, *cut_path;
+static uint64_t nr_states, nr_opened;
+static char *current;           /* the round, for who finds it hanging */
 
-struct flush {
-  uint64_t begun, answered;
-};
+/* ---- Drawing ----------------------------------------------------------- */
 
-/* ---- The workload ------------------------------------------------------ */
+static unsigned
+draw_one (GRand *random, const unsigned *values, size_t nr)
+{
+  return values[g_rand_int_range (random, 0, (gint32) nr)];
+}
+
+#define DRAW(random, ...)                                                    \
+  draw_one ((random), (const unsigned[]){ __VA_ARGS__ },                      \
+            G_N_ELEMENTS (((const unsigned[]){ __VA_ARGS__ })))
+
+static bool
+one_in (GRand *random, int n)
+{
+  return g_rand_int_range (random, 0, n) == 0;
+}
 
 static void
-remember (uint64_t sector, unsigned nr, uint64_t number, uint64_t begun,
-          bool forced)
+draw_shape (GRand *random, bool direct, struct reader_shape *shape)
 {
-  const struct change change = {
-    .number = number,
-    .begun = begun,
-    .answered = recorder_now (),
-    .forced = forced,
-  };
+  uint32_t needed;
 
-  for (unsigned i = 0; i < nr; i++)
-    g_array_append_val (histories[sector + i], change);
-}
-
-static int
-write_stamped (uint64_t sector, unsigned nr, bool forced)
-{
-  const uint64_t number = next_number++;
-  const uint64_t begun = recorder_now ();
-  uint8_t buf[RUN * 512];
-  int r;
-
-  for (unsigned i = 0; i < nr; i++) {
-    const struct stamp stamp = { STAMP_MAGIC, sector + i, number };
-
-    memset (buf + i * 512, (int) number, 512);
-    memcpy (buf + i * 512, &stamp, sizeof stamp);
+  shape->version = DRAW (random, 1, 2, 2);
+  shape->cluster_sectors = DRAW (random, 1, 2, 8, 16, 63, 64, 64, 64);
+  shape->nr_sectors = NR_SECTORS;
+  shape->nr_entries =
+    (NR_SECTORS + shape->cluster_sectors - 1) / shape->cluster_sectors;
+  if (!direct && shape->version == 1 && one_in (random, 3)) {
+    shape->data_sectors = 0;
+    return;
   }
-  r = ploop_pwrite (image, buf, nr * 512, sector * 512,
-                    forced ? PLOOP_FUA : 0);
-  remember (sector, nr, number, begun, forced);
-  return r;
+  needed = MAX ((64 + 4 * shape->nr_entries + SECTOR - 1) / SECTOR,
+                direct ? DIRECT_SECTORS : 0);
+  shape->data_sectors = (needed + shape->cluster_sectors - 1)
+                        / shape->cluster_sectors * shape->cluster_sectors;
 }
 
-static int
-zero (uint64_t sector, unsigned nr, bool forced)
+static void
+draw_options (GRand *random, uint32_t cluster,
+              struct ploop_open_options *options)
 {
-  const uint64_t begun = recorder_now ();
-  int r = ploop_zero (image, nr * 512, sector * 512, forced ? PLOOP_FUA : 0);
-
-  remember (sector, nr, 0, begun, forced);
-  return r;
+  options->no_fast_path = one_in (random, 3);
+  options->prealloc_mode = one_in (random, 4) ? PLOOP_PREALLOC_TRUNCATE
+                                              : PLOOP_PREALLOC_FALLOC;
+  options->runners = DRAW (random, 1, 2, 3, 4);
+  options->prealloc = (uint64_t) cluster * DRAW (random, 1, 1, 2, 4, 9, 1000);
+  options->writeback_delay = DRAW (random, 0, 0, 0, 1, 5, 50);
+  options->measure_latency = one_in (random, 2);
 }
 
-static int
-flush (void)
+static void
+draw_workload (GRand *random, struct workload *workload)
 {
-  struct flush f = { .begun = recorder_now () };
-  int r = ploop_flush (image);
-
-  f.answered = recorder_now ();
-  pthread_mutex_lock (&flushes_lock);
-  g_array_append_val (flushes, f);
-  pthread_mutex_unlock (&flushes_lock);
-  return r;
+  workload->nr_threads = 4;
+  workload->nr_operations = 120;
+  workload->in_flight = DRAW (random, 1, 2, 4, 16);
+  workload->flushes = DRAW (random, 2, 10, 25);
+  workload->zeroes = DRAW (random, 0, 10);
+  workload->trims = DRAW (random, 0, 8, 25);
+  workload->stray_trims = DRAW (random, 0, 0, 3, 8);
+  workload->reads = 10;
+  workload->forced = DRAW (random, 0, 5, 25);
+  workload->hot = one_in (random, 2);
+  workload->suspends = one_in (random, 3);
 }
 
-static void *
-work (void *opaque)
+static void
+draw_faults (GRand *random, struct round *round)
 {
-  const unsigned thread = GPOINTER_TO_UINT (opaque);
-  GRand *random = g_rand_new_with_seed (seed + thread);
-  int r = 0;
+  struct recorder_faults *faults = &round->faults;
+  const uint64_t cluster = round->shape.cluster_sectors * SECTOR;
 
-  for (int i = 0; i < OPS_PER_THREAD && r == 0; i++) {
-    const uint64_t run =
-      (uint64_t) g_rand_int_range (random, 0, NR_SECTORS / RUN / NR_THREADS);
-    const unsigned first = (unsigned) g_rand_int_range (random, 0, RUN);
-    const unsigned nr =
-      (unsigned) g_rand_int_range (random, 1, (int) (RUN - first) + 1);
-    const uint64_t sector = (run * NR_THREADS + thread) * RUN + first;
-    const int what = g_rand_int_range (random, 0, 100);
-
-    if (what < 70)
-      r = write_stamped (sector, nr, false);
-    else if (what < 80)
-      r = write_stamped (sector, nr, true);
-    else if (what < 90)
-      r = zero (sector, nr, what % 2);
-    else
-      r = flush ();
+  faults->data_start = reader_data_start (&round->shape);
+  if (one_in (random, 3)) {
+    round->limit = round->shape.nr_entries / DRAW (random, 2, 3, 5) + 1;
+    faults->max_size = faults->data_start + round->limit * cluster;
+    round->workload.trims = MAX (round->workload.trims, 15);
   }
+  if (one_in (random, 4))
+    faults->data_eio = 0.02;
+  if (one_in (random, 4))
+    faults->bat_eio = 0.02;
+  if (one_in (random, 5))
+    faults->no_space = 0.02;
+  if (one_in (random, 3))
+    faults->partial = 0.02;
+  if (one_in (random, 6))
+    faults->failing_sync = DRAW (random, 1, 2, 3, 5, 10, 20, 40);
+  faults->direct_block = DRAW (random, 0, 4096, 4096);
+  faults->no_punch = one_in (random, 8);
+  faults->no_zero_range = one_in (random, 8);
+  faults->no_reserve = one_in (random, 8);
+}
+
+static struct round
+draw_round (uint32_t seed)
+{
+  GRand *random = g_rand_new_with_seed (seed);
+  struct round round = { .seed = seed };
+  const enum ploop_cache cache =
+    (enum ploop_cache) DRAW (random, PLOOP_CACHE_WRITEBACK,
+                             PLOOP_CACHE_WRITEBACK, PLOOP_CACHE_NONE,
+                             PLOOP_CACHE_WRITETHROUGH);
+
+  round.nr_legs = DRAW (random, 1, 2, 3);
+  draw_shape (random, cache == PLOOP_CACHE_NONE, &round.shape);
+  round.workload.cluster_sectors = round.shape.cluster_sectors;
+  round.workload.options.cache = cache;
+  draw_options (random, round.shape.cluster_sectors * SECTOR,
+                &round.workload.options);
+  draw_workload (random, &round.workload);
+  draw_faults (random, &round);
+  round.workload.may_fail = round.faults.data_eio > 0
+                            || round.faults.bat_eio > 0
+                            || round.faults.failing_sync > 0;
+  round.workload.may_lack_space =
+    round.limit > 0 || round.faults.no_space > 0;
   g_rand_free (random);
-  return GINT_TO_POINTER (r);
+  return round;
+}
+
+static char *
+describe_round (const struct round *round)
+{
+  static const char *const caches[] = { "writeback", "none", "writethrough" };
+  const struct workload *w = &round->workload;
+  const struct ploop_open_options *o = &w->options;
+  const struct recorder_faults *f = &round->faults;
+
+  return g_strdup_printf (
+    "PLOOP_TEST_SEED=%u: %u legs, version %u, %u sectors a cluster, data at %"
+    G_GUINT64_FORMAT "; cache %s, %s, %s, %u runners, prealloc %"
+    G_GUINT64_FORMAT ", write-back delay %u; %u in flight, of a hundred %u "
+    "flushes, %u zeroes, %u trims, %u stray trims, %u forced%s%s; "
+    "EIO %.2f data, %.2f BAT, no space %.2f, limit %u clusters, sync %u fails, "
+    "direct I/O %u%s%s%s",
+    round->seed, round->nr_legs, round->shape.version,
+    round->shape.cluster_sectors, f->data_start, caches[o->cache],
+    o->no_fast_path ? "no fast path" : "fast path",
+    o->prealloc_mode == PLOOP_PREALLOC_TRUNCATE ? "truncate" : "falloc",
+    o->runners, o->prealloc, o->writeback_delay, w->in_flight, w->flushes,
+    w->zeroes, w->trims, w->stray_trims, w->forced,
+    w->hot ? ", hot" : "", w->suspends ? ", suspended at times" : "",
+    f->data_eio, f->bat_eio, f->no_space, round->limit, f->failing_sync,
+    f->direct_block,
+    f->no_punch ? ", no punch" : "", f->no_zero_range ? ", no zero range" : "",
+    f->no_reserve ? ", no reservation" : "");
+}
+
+/* ---- Judging a cut ----------------------------------------------------- */
+
+static const uint8_t *
+sector_or_zeroes (const struct reader *reader, uint64_t sector)
+{
+  static const uint8_t zeroes[SECTOR];
+  const uint8_t *bytes = reader_sector (reader, sector);
+
+  return bytes ? bytes : zeroes;
 }
 
 static void
-run_workload (const char *path)
+check_content (const struct reader *reader, const struct claim *claim)
 {
-  g_autoptr (GError) error = NULL;
-  pthread_t threads[NR_THREADS];
-
-  image = ploop_open (path, NULL, &error);
-  if (!image)
-    g_error ("%s", error->message);
-  for (unsigned i = 0; i < NR_THREADS; i++)
-    if (pthread_create (&threads[i], NULL, work, GUINT_TO_POINTER (i)) != 0)
-      g_error ("pthread_create");
-  for (unsigned i = 0; i < NR_THREADS; i++) {
-    void *r;
-
-    pthread_join (threads[i], &r);
-    if (r != NULL)
-      g_error ("a request failed: %s", g_strerror (-GPOINTER_TO_INT (r)));
-  }
-  closing = recorder_now ();
-  if (ploop_close (image, &error) == -1)
-    g_error ("%s", error->message);
+  for (uint64_t i = 0; i < NR_SECTORS && !rules_broken; i++)
+    rules_check_sector (sector_or_zeroes (reader, i), i, claim, "cut");
 }
 
-/* ---- The rules --------------------------------------------------------- */
-
-static void break_rule (const char *format, ...) G_GNUC_PRINTF (1, 2);
-
+/* The library opens what is left, finds no error, and reads the same. */
 static void
-break_rule (const char *format, ...)
-{
-  va_list args;
-
-  if (broken)
-    return;
-  va_start (args, format);
-  broken = g_strdup_vprintf (format, args);
-  va_end (args);
-}
-
-/* Rules 1, 2 and 5, by the bytes of the file. */
-static void
-check_metadata (const uint8_t *bytes, gsize size, uint64_t moment)
-{
-  bool taken[MAX_CELLS] = { false };
-
-  if (recorder_cut_changed () && moment < closing
-      && format_get_le32 (bytes + FORMAT_IN_USE_OFFSET) != FORMAT_IN_USE)
-    break_rule ("rule 5: not marked as in use");
-  for (uint32_t i = 0; i < NR_CLUSTERS; i++) {
-    const uint32_t entry = format_get_le32 (bytes + format_bat_offset (i));
-
-    if (entry == 0)
-      continue;
-    if (entry >= MAX_CELLS || (entry + 1) * CLUSTER > size) {
-      break_rule ("rule 1: BAT entry %u is %u, the file has %zu bytes", i,
-                  entry, size);
-      return;
-    }
-    if (taken[entry])
-      break_rule ("rule 2: host cluster %u is named twice", entry);
-    taken[entry] = true;
-  }
-}
-
-/* The last change of a sector that must not be lost in a cut at MOMENT: its
- * index plus one, or 0.  All, when the image says that it was closed.
- */
-static guint
-durable_change (const GArray *history, uint64_t moment, bool closed)
-{
-  guint last = 0;
-
-  if (closed)
-    return history->len;
-  for (guint i = 0; i < history->len; i++) {
-    const struct change *change = &g_array_index (history, struct change, i);
-
-    if (change->answered >= moment)
-      break;
-    if (change->forced)
-      last = i + 1;
-    for (guint j = 0; j < flushes->len; j++) {
-      const struct flush *f = &g_array_index (flushes, struct flush, j);
-
-      if (f->begun > change->answered && f->answered < moment)
-        last = i + 1;
-    }
-  }
-  return last;
-}
-
-/* Rules 3 and 4 for one sector: NUMBER is what its stamp says. */
-static void
-check_number (uint64_t sector, uint64_t number, uint64_t moment, bool closed)
-{
-  const GArray *history = histories[sector];
-  const guint durable = durable_change (history, moment, closed);
-
-  if (durable == 0 && number == initial[sector])
-    return;
-  for (guint i = durable > 0 ? durable - 1 : 0; i < history->len; i++) {
-    const struct change *change = &g_array_index (history, struct change, i);
-
-    if (change->begun < moment && change->number == number)
-      return;
-  }
-  break_rule ("rule 3 or 4: sector %" G_GUINT64_FORMAT " holds change %"
-              G_GUINT64_FORMAT ", which is none of what it may hold", sector,
-              number);
-}
-
-static void
-check_sector (const uint8_t *bytes, uint64_t sector, uint64_t moment,
-              bool closed)
-{
-  static const uint8_t zeroes[512];
-  struct stamp stamp;
-
-  memcpy (&stamp, bytes, sizeof stamp);
-  if (memcmp (bytes, zeroes, 512) == 0)
-    check_number (sector, 0, moment, closed);
-  else if (stamp.magic != STAMP_MAGIC || stamp.sector != sector)
-    break_rule ("rule 4: sector %" G_GUINT64_FORMAT " holds what was written "
-                "to sector %" G_GUINT64_FORMAT, sector, stamp.sector);
-  else
-    check_number (sector, stamp.number, moment, closed);
-}
-
-static void
-check_content (const char *path, uint64_t moment, bool closed)
+check_library (const struct recorder_cut *cut, const struct reader *reader)
 {
   const struct ploop_open_options read_only = { .read_only = true };
-  g_autofree uint8_t *bytes = g_malloc (NR_SECTORS * 512);
+  g_autofree uint8_t *bytes = g_malloc (NR_SECTORS * SECTOR);
   g_autoptr (GError) error = NULL;
-  ploop_image *after = ploop_open (path, &read_only, &error);
+  struct ploop_check_result result = { 0 };
+  ploop_image *after;
 
+  recorder_cut_save (cut, cut_path);
+  nr_opened++;
+  after = ploop_open (cut_path, &read_only, &error);
   if (!after) {
-    break_rule ("it does not open: %s", error->message);
+    rules_break ("it does not open: %s", error->message);
     return;
   }
-  if (ploop_pread (after, bytes, NR_SECTORS * 512, 0) != 0)
-    break_rule ("it cannot be read");
+  if (ploop_pread (after, bytes, NR_SECTORS * SECTOR, 0) != 0)
+    rules_break ("it cannot be read");
   ploop_close (after, NULL);
-  for (uint64_t sector = 0; sector < NR_SECTORS && !broken; sector++)
-    check_sector (bytes + sector * 512, sector, moment, closed);
+  for (uint64_t i = 0; i < NR_SECTORS && !rules_broken; i++)
+    if (memcmp (bytes + i * SECTOR, sector_or_zeroes (reader, i), SECTOR) != 0)
+      rules_break ("the library reads sector %" G_GUINT64_FORMAT " otherwise "
+                   "than this test does", i);
+  if (ploop_check (cut_path, NULL, NULL, &result, NULL) != 0
+      || result.nr_errors > 0)
+    rules_break ("the library's check finds %" G_GUINT64_FORMAT " errors",
+                 result.nr_errors);
+}
+
+/* What may be claimed of a cut, beside what flushes claim. */
+static struct claim
+claim_of (const struct round *round, const struct leg *leg,
+          const struct reader *reader, uint64_t moment, double keep)
+{
+  const bool closed =
+    moment > leg->closing && reader->in_use == READER_CLOSED;
+  const bool killed = keep >= 1
+                      && round->workload.options.writeback_delay == 0
+                      && !recorder_sync_had_failed (moment);
+  struct claim claim = rules_claim_at (moment);
+
+  claim.answered = closed || killed;
+  /* A removal that cannot be written is left to later. */
+  claim.answered_trims = closed || (killed && !round->workload.may_fail);
+  return claim;
 }
 
 static void
-check_cut (const char *path, uint64_t moment)
+check_cut (const struct round *round, const struct leg *leg,
+           const struct recorder_cut *cut, uint64_t moment, double keep)
 {
-  g_autofree char *bytes = NULL;
-  gsize size;
+  struct reader reader;
+  struct claim claim;
+  g_autofree char *fault = reader_open (&reader, cut->bytes, cut->size);
 
-  if (!g_file_get_contents (path, &bytes, &size, NULL))
-    g_error ("%s", path);
-  check_metadata ((const uint8_t *) bytes, size, moment);
-  check_content (path, moment,
-                 moment >= closing
-                   && format_get_le32 ((const uint8_t *) bytes
-                                       + FORMAT_IN_USE_OFFSET)
-                        == FORMAT_CLOSED);
+  nr_states++;
+  if (fault)
+    rules_break ("%s", fault);
+  else if (reader.in_use == READER_CLOSED
+           && (leg->first_in_use || cut->changed) && moment <= leg->closing)
+    rules_break ("rule 5: not marked as in use");
+  if (rules_broken)
+    return;
+  claim = claim_of (round, leg, &reader, moment, keep);
+  check_content (&reader, &claim);
+  if (!rules_broken)
+    check_library (cut, &reader);
 }
 
-/* ---- Rounds ------------------------------------------------------------ */
+/* ---- Legs -------------------------------------------------------------- */
 
 static void
-make_image (const char *path)
+save (const char *path, const uint8_t *bytes, uint64_t size)
 {
-  const struct ploop_create_options options = {
-    .size = NR_CLUSTERS * CLUSTER,
-    .cluster_size = CLUSTER,
-    .overwrite = true,
-  };
-  g_autoptr (GError) error = NULL;
-
-  if (ploop_create (path, &options, &error) == -1)
-    g_error ("%s", error->message);
+  if (!g_file_set_contents_full (path, (const char *) bytes, (gssize) size,
+                                 G_FILE_SET_CONTENTS_NONE, 0600, NULL))
+    g_error ("%s: %s", path, g_strerror (errno));
 }
 
 static void
-forget (void)
+make_image (const struct round *round)
 {
-  for (unsigned i = 0; i < NR_SECTORS; i++)
-    g_clear_pointer (&histories[i], g_array_unref);
-  g_clear_pointer (&flushes, g_array_unref);
-  recorder_stop ();
+  uint64_t size;
+  g_autofree uint8_t *bytes = reader_make (&round->shape, &size);
+
+  save (image_path, bytes, size);
+}
+
+/* What a cut has left becomes the image of the next leg, with garbage behind
+ * its last cluster.  Its content is what nobody may lose from now on.
+ */
+static void
+go_on_with (const struct recorder_cut *cut, GRand *random)
+{
+  const uint64_t cluster = 64 * SECTOR;
+  const uint64_t garbage =
+    (uint64_t) g_rand_int_range (random, 0, 3 * (gint32) cluster);
+  struct reader reader;
+  g_autofree char *fault = reader_open (&reader, cut->bytes, cut->size);
+  g_autofree uint8_t *bytes = NULL;
+  uint64_t data_end;
+
+  g_assert_null (fault);
+  data_end = reader_data_end (&reader);
+  bytes = g_malloc (data_end + garbage);
+  memcpy (bytes, cut->bytes, data_end);
+  memset (bytes + data_end, 'g', garbage);
+  save (image_path, bytes, data_end + garbage);
+  for (uint64_t i = 0; i < NR_SECTORS; i++) {
+    uint64_t number;
+
+    rules_read_stamp (sector_or_zeroes (&reader, i), i, &number);
+    rules_set_initial (i, number);
+  }
 }
 
 /* Anywhere; but the first and the last few events are the mark's and the
@@ -372,142 +382,197 @@ choose_moment (GRand *random, uint64_t end)
   }
 }
 
-/* Replace what lies behind the last cluster by garbage. */
-static void
-add_garbage (const char *path)
+static struct recorder_cut *
+cut_and_check (const struct round *round, const struct leg *leg,
+               uint64_t moment, double keep, bool broken_sync, GRand *random)
 {
-  g_autofree uint8_t *bytes = NULL;
-  uint64_t data_end = CLUSTER;
-  gsize size;
-  FILE *file;
+  struct recorder_cut *cut = recorder_cut (moment, keep, broken_sync, random);
 
-  if (!g_file_get_contents (path, (char **) &bytes, &size, NULL))
-    g_error ("%s cannot be read", path);
-  for (uint32_t i = 0; i < NR_CLUSTERS; i++) {
-    const uint64_t entry = format_get_le32 (bytes + format_bat_offset (i));
-
-    data_end = MAX (data_end, (entry + 1) * CLUSTER);
-  }
-  if (truncate (path, (off_t) data_end) == -1
-      || !(file = fopen (path, "ab")))
-    g_error ("%s: %s", path, g_strerror (errno));
-  for (int n = g_random_int_range (0, 3 * CLUSTER); n > 0; n--)
-    putc ('g', file);
-  if (fclose (file) != 0)
-    g_error ("%s: %s", path, g_strerror (errno));
+  check_cut (round, leg, cut, moment, keep);
+  if (rules_broken && !broken_sync)
+    fprintf (stderr, "cut at %" G_GUINT64_FORMAT " of %" G_GUINT64_FORMAT
+             ", keeping %.1f\n", moment, leg->end, keep);
+  return cut;
 }
 
-/* What a cut has left becomes the image of the next workload.  Its content is
- * what nobody may lose from now on.
- */
-static void
-go_on_with (const char *cut, const char *path)
+/* Cut the leg that was recorded, here and there.  Returns one of the cuts. */
+static struct recorder_cut *
+cut_leg (const struct round *round, const struct leg *leg,
+         const GArray *suspended, bool broken_sync, GRand *random)
 {
-  const struct ploop_open_options read_only = { .read_only = true };
-  g_autofree uint8_t *bytes = g_malloc (NR_SECTORS * 512);
-  ploop_image *before;
+  static const double keeps[] = { 0, 0, 0.1, 0.5, 0.9, 1 };
+  struct recorder_cut *cut = NULL;
 
-  if (rename (cut, path) == -1)
-    g_error ("%s: %s", path, g_strerror (errno));
-  add_garbage (path);
+  for (guint i = 0; i < MIN (suspended->len, 10) && !rules_broken; i++) {
+    const guint n = (guint) g_rand_int_range (random, 0,
+                                              (gint32) suspended->len);
 
-  before = ploop_open (path, &read_only, NULL);
-  if (!before || ploop_pread (before, bytes, NR_SECTORS * 512, 0) != 0)
-    g_error ("%s cannot be read", path);
-  ploop_close (before, NULL);
-  for (uint64_t i = 0; i < NR_SECTORS; i++) {
-    struct stamp stamp;
-
-    memcpy (&stamp, bytes + i * 512, sizeof stamp);
-    initial[i] = stamp.number;
+    g_clear_pointer (&cut, recorder_cut_free);
+    cut = cut_and_check (round, leg, g_array_index (suspended, uint64_t, n), 0,
+                         broken_sync, random);
   }
+  for (unsigned i = 0; i < CUTS_PER_LEG && !rules_broken; i++) {
+    g_clear_pointer (&cut, recorder_cut_free);
+    cut = cut_and_check (
+      round, leg, choose_moment (random, leg->end),
+      keeps[g_rand_int_range (random, 0, (gint32) G_N_ELEMENTS (keeps))],
+      broken_sync, random);
+  }
+  return cut;
 }
 
-/* One workload and NR_CUTS cuts of it, on a new image or on what the last cut
- * has left.
- */
+/* Has the recorder seen all that was done? */
 static void
-run_round (const char *directory, unsigned nr_cuts, bool go_on,
-           bool broken_sync)
+check_recorder (uint64_t end, GRand *random)
 {
-  static const double keeps[] = { 0, 0.1, 0.5, 0.9, 1 };
-  g_autofree char *path = g_build_filename (directory, "image", NULL);
-  g_autofree char *cut = g_build_filename (directory, "cut", NULL);
-  GRand *random = g_rand_new_with_seed (seed);
-  uint64_t end;
+  g_autoptr (recorder_cut_t) all = recorder_cut (end, 1, false, random);
 
-  for (unsigned i = 0; i < NR_SECTORS; i++)
-    histories[i] = g_array_new (FALSE, FALSE, sizeof (struct change));
-  flushes = g_array_new (FALSE, FALSE, sizeof (struct flush));
-  memset (initial, 0, sizeof initial);
-  if (go_on)
-    go_on_with (cut, path);
-  else
-    make_image (path);
-  recorder_start (path, 5 * CLUSTER);
-  run_workload (path);
-  end = recorder_now ();
+  if (!recorder_cut_is_file (all, image_path))
+    g_error ("the file was changed in a way that the recorder does not see");
+}
 
-  for (unsigned i = 0; i < nr_cuts && !broken; i++) {
-    const uint64_t moment = choose_moment (random, end);
-    const double keep =
-      keeps[g_rand_int_range (random, 0, (gint32) G_N_ELEMENTS (keeps))];
+/* Run a workload on the image and cut it.  Returns one of the cuts. */
+static struct recorder_cut *
+run_leg (const struct round *round, unsigned n, bool broken_sync,
+         bool in_use, GRand *random)
+{
+  g_autoptr (GArray) suspended = g_array_new (FALSE, FALSE, sizeof (uint64_t));
+  struct leg leg = { .first_in_use = in_use };
+  struct recorder_cut *cut = NULL;
 
-    recorder_cut (moment, keep, broken_sync, random, cut);
-    check_cut (cut, moment);
-    if (broken && !broken_sync)
-      fprintf (stderr, "cut at %" G_GUINT64_FORMAT " of %" G_GUINT64_FORMAT
-               ", keeping %.1f, seed %u: %s\n", moment, end, keep, seed,
-               broken);
+  recorder_start (image_path, &round->faults, round->seed + n);
+  workload_run (&round->workload, image_path, round->seed + 7 * n,
+                &leg.closing, suspended);
+  leg.end = recorder_now ();
+  check_recorder (leg.end, random);
+  if (!rules_broken)
+    cut = cut_leg (round, &leg, suspended, broken_sync, random);
+  recorder_stop ();
+  return cut;
+}
+
+static void
+run_round (uint32_t seed, bool broken_sync)
+{
+  const struct round round = draw_round (seed);
+  g_autofree char *text = describe_round (&round);
+  g_autoptr (recorder_cut_t) cut = NULL;
+  GRand *random = g_rand_new_with_seed (seed + 1);
+
+  current = text;
+  alarm (ROUND_SECONDS);
+  for (unsigned n = 0; n < round.nr_legs && !rules_broken; n++) {
+    struct recorder_cut *next;
+    bool in_use = false;
+
+    rules_begin (NR_SECTORS, round.shape.cluster_sectors);
+    if (cut) {
+      go_on_with (cut, random);
+      in_use = cut->bytes[44] != 0;
+    }
+    else
+      make_image (&round);
+    next = run_leg (&round, n, broken_sync, in_use, random);
+    g_clear_pointer (&cut, recorder_cut_free);
+    cut = next;
+    rules_end ();
+    if (rules_broken && !broken_sync)
+      fprintf (stderr, "%s (leg %u)\n", text, n + 1);
   }
+  alarm (0);
+  current = NULL;
   g_rand_free (random);
-  forget ();
-  unlink (path);
 }
 
-static void
-remove_all (const char *directory)
-{
-  g_autofree char *cut = g_build_filename (directory, "cut", NULL);
+/* ---- All rounds -------------------------------------------------------- */
 
-  unlink (cut);
-  rmdir (directory);
+static void
+tell_hanging (int signal)
+{
+  static const char message[] = "\nthis round does not end\n";
+
+  (void) signal;
+  if (write (STDERR_FILENO, current, strlen (current)) == -1
+      || write (STDERR_FILENO, message, sizeof message - 1) == -1)
+    _exit (3);
+  abort ();
 }
 
 static unsigned
-scaled (unsigned n)
+number_from (const char *name, unsigned otherwise)
 {
-  const char *scale = g_getenv ("PLOOP_TEST_SCALE");
+  const char *value = g_getenv (name);
 
-  return scale ? MAX (n * (unsigned) atoi (scale) / 100, 1) : n;
+  return value ? (unsigned) strtoul (value, NULL, 0) : otherwise;
+}
+
+static void
+run_rounds (uint32_t seed)
+{
+  const unsigned nr =
+    MAX (NR_ROUNDS * number_from ("PLOOP_TEST_SCALE", 100) / 100, 1);
+  const unsigned repeat = number_from ("PLOOP_TEST_REPEAT", 1);
+
+  printf ("%u rounds, PLOOP_TEST_SEED=%u\n", nr * repeat, seed);
+  fflush (stdout);
+  for (unsigned i = 0; i < nr && !rules_broken; i++)
+    for (unsigned j = 0; j < repeat && !rules_broken; j++)
+      run_round (seed + 1000 * i, false);
+}
+
+static void
+run_without_syncs (uint32_t seed)
+{
+  for (unsigned i = 0; i < 20 && !rules_broken; i++)
+    run_round (seed + 1000 * i, true);
+  if (rules_broken) {
+    printf ("without syncs, as it must be: %s\n", rules_broken);
+    rules_forget_broken ();
+  }
+  else
+    rules_break ("syncs that do nothing go unnoticed: this test cannot fail");
+}
+
+static void
+clean_up (char *directory)
+{
+  unlink (image_path);
+  unlink (cut_path);
+  rmdir (directory);
+  g_free (image_path);
+  g_free (cut_path);
+  g_free (directory);
+}
+
+/* In memory, where that is offered: small direct reads are slow elsewhere. */
+static char *
+make_directory (void)
+{
+  if (!g_getenv ("TMPDIR") && access ("/dev/shm", W_OK) == 0)
+    g_setenv ("TMPDIR", "/dev/shm", TRUE);
+  return g_dir_make_tmp ("ploop-crash-XXXXXX", NULL);
 }
 
 int
 main (void)
 {
-  const unsigned nr_rounds = scaled (20), nr_cuts = 60;
-  g_autofree char *directory = g_dir_make_tmp ("ploop-crash-XXXXXX", NULL);
-  const char *given = g_getenv ("PLOOP_TEST_SEED");
+  const uint32_t seed = number_from ("PLOOP_TEST_SEED", g_random_int ());
+  char *directory = make_directory ();
+  const gint64 begun = g_get_monotonic_time ();
+  bool broken;
 
-  seed = given ? (uint32_t) strtoul (given, NULL, 0) : g_random_int ();
-  printf ("%u workloads of %u cuts each, PLOOP_TEST_SEED=%u\n", nr_rounds,
-          nr_cuts, seed);
-  for (unsigned i = 0; i < nr_rounds && !broken; i++, seed += NR_THREADS)
-    run_round (directory, nr_cuts, i % 2 == 1, false);
-  if (broken) {
-    remove_all (directory);
-    return EXIT_FAILURE;
-  }
-
-  /* And now without syncs. */
-  for (int i = 0; i < 20 && !broken; i++, seed += NR_THREADS)
-    run_round (directory, 60, false, true);
-  remove_all (directory);
-  if (!broken) {
-    fprintf (stderr, "syncs that do nothing go unnoticed: this test cannot "
-             "fail\n");
-    return EXIT_FAILURE;
-  }
-  printf ("without syncs, as it must be: %s\n", broken);
-  return EXIT_SUCCESS;
+  image_path = g_build_filename (directory, "image", NULL);
+  cut_path = g_build_filename (directory, "cut", NULL);
+  signal (SIGALRM, tell_hanging);
+  run_rounds (seed);
+  printf ("%" G_GUINT64_FORMAT " crash states in %.1f s\n", nr_states,
+          (double) (g_get_monotonic_time () - begun) / 1e6);
+  if (!rules_broken)
+    run_without_syncs (seed);
+  broken = rules_broken != NULL;
+  if (broken)
+    fprintf (stderr, "%s\n", rules_broken);
+  rules_forget_broken ();
+  clean_up (directory);
+  return broken ? EXIT_FAILURE : EXIT_SUCCESS;
 }

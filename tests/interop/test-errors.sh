@@ -162,7 +162,8 @@ write_all_missing ()
       order+=("$i")
     fi
   done
-  qemu-io -f raw "${args[@]}" "$uri" > "$tmp/io.log" 2>&1 || true
+  # Without -t writeback qemu-io sends FUA with each write.
+  qemu-io -t writeback -f raw "${args[@]}" "$uri" > "$tmp/io.log" 2>&1 || true
   nr_refused=0
   while read -r line; do
     case $line in

@@ -89,7 +89,7 @@ server_free (struct server *server)
   free (server);
 }
 
-/* Split NBDKIT at its blanks. */
+/* Split what the environment gives at its blanks. */
 static void
 append_words (const char **argv, size_t *argc, size_t limit, char *words)
 {
@@ -99,7 +99,7 @@ append_words (const char **argv, size_t *argc, size_t limit, char *words)
   for (word = strtok_r (words, " \t", &save); word != NULL;
        word = strtok_r (NULL, " \t", &save)) {
     if (*argc == limit)
-      fail ("NBDKIT has too many words");
+      fail ("NBDKIT or PLOOP_PARAMETERS has too many words");
     argv[(*argc)++] = word;
   }
 }
@@ -113,6 +113,7 @@ become_server (const struct server *server, const char *image,
   size_t argc = 0;
   const char *nbdkit = getenv ("NBDKIT");
   const char *preload = getenv ("NBDKIT_PRELOAD");
+  const char *parameters = getenv ("PLOOP_PARAMETERS");
   int fd;
 
   prctl (PR_SET_PDEATHSIG, SIGKILL);
@@ -147,6 +148,8 @@ become_server (const struct server *server, const char *image,
     argv[argc++] = "-r";
   argv[argc++] = server->plugin;
   argv[argc++] = format_string ("file=%s", image);
+  if (parameters != NULL)
+    append_words (argv, &argc, 60, strdup (parameters));
   argv[argc] = NULL;
 
   if (preload != NULL && *preload != '\0')

@@ -3,13 +3,15 @@
 /* Failing system calls, on demand.
  *
  * A test program links with --wrap for each call below; the library's calls
- * arrive here, are counted, and fail when a test has asked for it.
+ * arrive here, are counted, and fail when a test has asked for it.  A write by
+ * io_uring counts as a pwrite.
  */
 
 #ifndef PLOOP_TESTS_FAULTS_H
 #define PLOOP_TESTS_FAULTS_H
 
 #include <stdatomic.h>
+#include <stdint.h>
 
 enum fault_call {
   FAULT_PREAD,
@@ -31,5 +33,18 @@ void fault_reset (void);
  */
 void fault_inject (enum fault_call call, int errnum, unsigned skip,
                    unsigned nr);
+
+/* One system call. */
+struct fault_event {
+  enum fault_call call;
+  int mode;                     /* fallocate's */
+  uint64_t offset;              /* ftruncate's length */
+  uint64_t length;
+};
+
+/* Called before each system call, in the thread that makes it; may wait.
+ * Returns 0, or the errno that the call fails with.  NULL: none.
+ */
+extern int (*_Atomic fault_hook) (const struct fault_event *event);
 
 #endif /* PLOOP_TESTS_FAULTS_H */

@@ -170,21 +170,40 @@ START_TEST (punched_range_reads_as_zeros_and_takes_no_space)
 }
 END_TEST
 
-START_TEST (extension_that_fails_leaves_the_size)
+START_TEST (reserved_space_leaves_size_and_content)
 {
   g_autofree char *path = good_image ();
   struct delta *delta = open_writer (path);
   const uint64_t size = scratch_size (path);
+  char byte = 1;
 
+  ck_assert_int_eq (delta_pwrite (delta, &byte, 1, size - 1), 0);
+  ck_assert_int_eq (delta_reserve (delta, size / 2, size), 0);
+  byte = 0;
+  scratch_read (path, &byte, 1, size - 1);
+  ck_assert_int_eq (byte, 1);
   fault_inject (FAULT_FALLOCATE, ENOSPC, 0, 1);
-  ck_assert_int_eq (delta_extend (delta, size, 2 * size), -ENOSPC);
+  ck_assert_int_eq (delta_reserve (delta, size / 2, size), -ENOSPC);
   ck_assert_uint_eq (scratch_size (path), size);
-  ck_assert_int_eq (delta_extend (delta, size, 2 * size), 0);
-  ck_assert_uint_eq (scratch_size (path), 2 * size);
-  /* A file system without fallocate gets a hole. */
-  fault_inject (FAULT_FALLOCATE, EOPNOTSUPP, 0, 100);
-  ck_assert_int_eq (delta_extend (delta, 2 * size, 3 * size), 0);
-  ck_assert_uint_eq (scratch_size (path), 3 * size);
+  delta_close (delta);
+}
+END_TEST
+
+/* A file system that cannot, and a user who wants no space reserved. */
+START_TEST (nothing_is_reserved_where_that_is_not_possible_or_wanted)
+{
+  g_autofree char *path = good_image ();
+  struct delta *delta = open_writer (path);
+
+  if (_i == 0) {
+    fault_inject (FAULT_FALLOCATE, EOPNOTSUPP, 0, 1);
+    ck_assert_int_eq (delta_reserve (delta, 0, 32768), 0);
+  }
+  else
+    delta_reserve_nothing (delta);
+  fault_reset ();
+  ck_assert_int_eq (delta_reserve (delta, 0, 32768), 0);
+  ck_assert_uint_eq (fault_calls[FAULT_FALLOCATE], 0);
   delta_close (delta);
 }
 END_TEST
@@ -318,6 +337,16 @@ START_TEST (odd_lock_file_hangs_nobody)
 }
 END_TEST
 
+START_TEST (full_disk_quota_and_size_limit_are_no_space)
+{
+  ck_assert (delta_is_no_space (-ENOSPC));
+  ck_assert (delta_is_no_space (-EDQUOT));
+  ck_assert (delta_is_no_space (-EFBIG));
+  ck_assert (!delta_is_no_space (-EIO));
+  ck_assert (!delta_is_no_space (0));
+}
+END_TEST
+
 static void
 add_tests (TCase *tcase)
 {
@@ -326,12 +355,16 @@ add_tests (TCase *tcase)
   tcase_add_test (tcase, past_the_end_reads_as_zeros);
   tcase_add_loop_test (tcase, zeroed_range_reads_as_zeros, 0, 2);
   tcase_add_test (tcase, punched_range_reads_as_zeros_and_takes_no_space);
-  tcase_add_test (tcase, extension_that_fails_leaves_the_size);
+  tcase_add_test (tcase, reserved_space_leaves_size_and_content);
+  tcase_add_loop_test (tcase,
+                       nothing_is_reserved_where_that_is_not_possible_or_wanted,
+                       0, 2);
   tcase_add_test (tcase, what_is_no_image_is_refused_by_name);
   tcase_add_test (tcase, writer_keeps_all_out_and_readers_share);
   tcase_add_test (tcase, libploop_keeps_us_out);
   tcase_add_test (tcase, descriptor_lock_is_taken_and_respected);
   tcase_add_test (tcase, odd_lock_file_hangs_nobody);
+  tcase_add_test (tcase, full_disk_quota_and_size_limit_are_no_space);
 }
 
 int

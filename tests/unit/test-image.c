@@ -36,14 +36,29 @@ static const struct ploop_open_options writing = { .log = listen_to };
 static const struct ploop_open_options reading = { .read_only = true,
                                                    .log = listen_to };
 
+/* OPTIONS, and what the tests over NBD take for the plugin. */
+static struct ploop_open_options
+with_parameters (const struct ploop_open_options *options)
+{
+  const char *parameters = g_getenv ("PLOOP_PARAMETERS");
+  struct ploop_open_options all = *options;
+
+  if (parameters && strstr (parameters, "fast-path=off"))
+    all.no_fast_path = true;
+  if (parameters && strstr (parameters, "cache=none"))
+    all.cache = PLOOP_CACHE_NONE;
+  return all;
+}
+
 static ploop_image *
 open_image (const char *path, const struct ploop_open_options *options)
 {
+  const struct ploop_open_options all = with_parameters (options);
   g_autoptr (GError) error = NULL;
   ploop_image *image;
 
   g_clear_pointer (&said, g_free);
-  image = ploop_open (path, options, &error);
+  image = ploop_open (path, &all, &error);
   ck_assert_msg (image != NULL, "%s", error ? error->message : "");
   fault_reset ();
   return image;

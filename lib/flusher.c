@@ -1,0 +1,411 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+
+/* Work in the background: see flusher.h.
+ *
+ * The loop has one async watcher, which others ring after they have set a bit
+ * that says why, and three timers, which only the loop's thread touches.  What
+ * is asked for twice before it is done is done once.
+ *
+ * The hard part is space.  Whoever waits for it has found neither a fresh
+ * cluster nor room to extend the file.  Freed clusters are the nearest hope, but
+ * they come back with commits, and nobody may be about to ask for one: so as
+ * long as somebody waits, this commits, and whenever a batch has come to its end
+ * all who wait look again.
+ */
+
+#include <config.h>
+
+#include <errno.h>
+
+#include "flusher.h"
+#include "thread.h"
+
+/* How often to look for space, and to try again what failed. */
+#define RETRY_SECONDS 1.
+
+/* ---- Asking ------------------------------------------------------------ */
+
+void
+flusher_ask (struct flusher *flusher, enum flusher_work work)
+{
+  if (!flusher->loop)
+    return;
+  /* Release: pairs with the acquire in on_wake. */
+  if (!(atomic_fetch_or_explicit (&flusher->work, work, memory_order_acq_rel)
+        & work))
+    ev_async_send (flusher->loop, &flusher->wake);
+}
+
+bool
+flusher_may_wait (const struct flusher *flusher)
+{
+  return flusher->loop
+         && (flusher->wait_for_space
+             || (alloc_nr_pending (flusher->alloc) > 0
+                 && !commit_has_failed (flusher->commit)));
+}
+
+void
+flusher_wait (struct flusher *flusher, struct flusher_waiter *waiter)
+{
+  bool hopeless;
+
+  stats_add (flusher->stats, STATS_ENOSPC_WAITS, 1);
+  pthread_mutex_lock (&flusher->lock);
+  hopeless = flusher->hopeless;
+  if (!hopeless) {
+    waiter->next = flusher->waiters;
+    flusher->waiters = waiter;
+  }
+  pthread_mutex_unlock (&flusher->lock);
+  if (hopeless)
+    waiter->resume (waiter, -ENOSPC);
+  else
+    flusher_ask (flusher, FLUSHER_SPACE);
+}
+
+/* ---- Space ------------------------------------------------------------- */
+
+static bool
+has_waiters (struct flusher *flusher)
+{
+  bool has;
+
+  pthread_mutex_lock (&flusher->lock);
+  has = flusher->waiters != NULL;
+  pthread_mutex_unlock (&flusher->lock);
+  return has;
+}
+
+/* Take out all who wait, or only those who need a cluster. */
+static struct flusher_waiter *
+take_waiters (struct flusher *flusher, bool all)
+{
+  struct flusher_waiter **link = &flusher->waiters, *taken = NULL;
+
+  pthread_mutex_lock (&flusher->lock);
+  while (*link) {
+    struct flusher_waiter *waiter = *link;
+
+    if (!all && !waiter->needs_cluster) {
+      link = &waiter->next;
+      continue;
+    }
+    *link = waiter->next;
+    waiter->next = taken;
+    taken = waiter;
+  }
+  pthread_mutex_unlock (&flusher->lock);
+  return taken;
+}
+
+static void
+resume (struct flusher *flusher, bool all, int result)
+{
+  struct flusher_waiter *waiters = take_waiters (flusher, all);
+
+  while (waiters) {
+    struct flusher_waiter *waiter = waiters;
+
+    /* It is gone when it has been told. */
+    waiters = waiter->next;
+    waiter->resume (waiter, result);
+  }
+}
+
+static void
+start_timer (struct flusher *flusher, ev_timer *timer, double seconds)
+{
+  if (ev_is_active (timer))
+    return;
+  /* The loop's idea of now is from before it slept. */
+  ev_now_update (flusher->loop);
+  ev_timer_set (timer, seconds, 0.);
+  ev_timer_start (flusher->loop, timer);
+}
+
+/* Bring back what was freed without waiting for anybody's commit: it takes one
+ * for the removal of the entries and one for the punch.  Grace periods end by
+ * themselves, and ask for a scrub.
+ */
+static int
+hurry (struct flusher *flusher)
+{
+  for (int i = 0; i < 2; i++) {
+    int r;
+
+    alloc_scrub (flusher->alloc);
+    r = commit_flush (flusher->commit);
+    if (r < 0)
+      return r;
+  }
+  alloc_scrub (flusher->alloc);
+  return 0;
+}
+
+/* Have clusters come back since the last time? */
+static bool
+have_returned (struct flusher *flusher)
+{
+  const uint64_t before = flusher->nr_returned;
+
+  flusher->nr_returned = alloc_nr_returned (flusher->alloc);
+  return flusher->nr_returned != before;
+}
+
+/* Whoever is told to look again may find nothing, and waits again: so there must
+ * be a reason each time, or time must pass.
+ */
+static void
+find_space (struct flusher *flusher)
+{
+  int r = 0;
+
+  if (!has_waiters (flusher))
+    return;
+  if (alloc_nr_pending (flusher->alloc) > 0)
+    r = hurry (flusher);
+  if (have_returned (flusher))
+    resume (flusher, !flusher->wait_for_space, 0);
+  if (flusher->wait_for_space) {
+    if (has_waiters (flusher))
+      start_timer (flusher, &flusher->retry_timer, RETRY_SECONDS);
+  }
+  else if (r < 0)
+    resume (flusher, true, -ENOSPC);
+  else if (alloc_nr_pending (flusher->alloc) == 0)
+    resume (flusher, true, 0);
+}
+
+void
+flusher_give_up (struct flusher *flusher)
+{
+  pthread_mutex_lock (&flusher->lock);
+  flusher->hopeless = true;
+  pthread_cond_broadcast (&flusher->changed);
+  pthread_mutex_unlock (&flusher->lock);
+  resume (flusher, true, -ENOSPC);
+}
+
+/* ---- Work -------------------------------------------------------------- */
+
+static void
+extend (struct flusher *flusher)
+{
+  int r = alloc_extend (flusher->alloc);
+
+  /* Whoever needs a cluster will see the error, if it is still one then. */
+  if (r < 0)
+    log_debug (flusher->log, "the file cannot be extended ahead of need: %s",
+               g_strerror (-r));
+}
+
+static void
+write_back (struct flusher *flusher)
+{
+  int r = commit_write_back_due (flusher->commit);
+
+  if (r < 0) {
+    stats_add (flusher->stats, STATS_WRITEBACK_RETRIES, 1);
+    log_debug (flusher->log, "BAT entries cannot be written: %s: trying again",
+               g_strerror (-r));
+    start_timer (flusher, &flusher->write_back_timer, RETRY_SECONDS);
+  }
+  else if (r > 0)
+    start_timer (flusher, &flusher->write_back_timer, r / 1000.);
+}
+
+/* A failed sync is the next flush's to report; anything else may work later. */
+static void
+commit_copies (struct flusher *flusher)
+{
+  int r = commit_flush (flusher->commit);
+
+  if (r < 0 && !commit_has_failed (flusher->commit)) {
+    stats_add (flusher->stats, STATS_WRITEBACK_RETRIES, 1);
+    start_timer (flusher, &flusher->commit_timer, RETRY_SECONDS);
+  }
+}
+
+/* Before and after all that touches the file. */
+static void
+begin_work (struct flusher *flusher)
+{
+  pthread_mutex_lock (&flusher->lock);
+  while (flusher->nr_holds > 0 && !flusher->hopeless)
+    pthread_cond_wait (&flusher->changed, &flusher->lock);
+  flusher->busy = true;
+  pthread_mutex_unlock (&flusher->lock);
+}
+
+static void
+end_work (struct flusher *flusher)
+{
+  pthread_mutex_lock (&flusher->lock);
+  flusher->busy = false;
+  pthread_cond_broadcast (&flusher->changed);
+  pthread_mutex_unlock (&flusher->lock);
+}
+
+void
+flusher_hold (struct flusher *flusher)
+{
+  pthread_mutex_lock (&flusher->lock);
+  flusher->nr_holds++;
+  while (flusher->busy)
+    pthread_cond_wait (&flusher->changed, &flusher->lock);
+  pthread_mutex_unlock (&flusher->lock);
+}
+
+void
+flusher_release (struct flusher *flusher)
+{
+  pthread_mutex_lock (&flusher->lock);
+  flusher->nr_holds--;
+  pthread_cond_broadcast (&flusher->changed);
+  pthread_mutex_unlock (&flusher->lock);
+}
+
+static void
+do_work (struct flusher *flusher, unsigned work)
+{
+  if (work & FLUSHER_EXTEND)
+    extend (flusher);
+  if (work & FLUSHER_SCRUB)
+    alloc_scrub (flusher->alloc);
+  if (work & (FLUSHER_SCRUB | FLUSHER_SPACE))
+    find_space (flusher);
+  if (work & FLUSHER_WRITE_BACK)
+    write_back (flusher);
+  if (work & FLUSHER_COMMIT)
+    start_timer (flusher, &flusher->commit_timer, flusher->copy_delay / 1000.);
+  if (work & FLUSHER_LEAD)
+    commit_lead (flusher->commit);
+}
+
+static void
+on_wake (struct ev_loop *loop, ev_async *watcher, int events)
+{
+  struct flusher *flusher = watcher->data;
+  unsigned work;
+
+  (void) events;
+  begin_work (flusher);
+  /* Acquire: pairs with the release in flusher_ask. */
+  work = atomic_exchange_explicit (&flusher->work, 0, memory_order_acq_rel);
+  do_work (flusher, work);
+  end_work (flusher);
+  if (work & FLUSHER_STOP)
+    ev_break (loop, EVBREAK_ALL);
+}
+
+static void
+on_commit_timer (struct ev_loop *loop, ev_timer *timer, int events)
+{
+  struct flusher *flusher = timer->data;
+
+  (void) loop;
+  (void) events;
+  begin_work (flusher);
+  commit_copies (flusher);
+  end_work (flusher);
+}
+
+static void
+on_write_back_timer (struct ev_loop *loop, ev_timer *timer, int events)
+{
+  struct flusher *flusher = timer->data;
+
+  (void) loop;
+  (void) events;
+  begin_work (flusher);
+  write_back (flusher);
+  end_work (flusher);
+}
+
+/* With enospc=wait there may be space now: all who wait look for themselves. */
+static void
+on_retry_timer (struct ev_loop *loop, ev_timer *timer, int events)
+{
+  struct flusher *flusher = timer->data;
+
+  (void) loop;
+  (void) events;
+  if (flusher->give_up && flusher->give_up (flusher->give_up_opaque))
+    flusher_give_up (flusher);
+  else
+    resume (flusher, true, 0);
+}
+
+/* ---- Starting and stopping --------------------------------------------- */
+
+void
+flusher_init (struct flusher *flusher, struct alloc *alloc,
+              struct commit *commit, struct stats *stats,
+              const struct log *log, const struct flusher_options *options)
+{
+  *flusher = (struct flusher) {
+    .alloc = alloc,
+    .commit = commit,
+    .stats = stats,
+    .log = log,
+    .copy_delay = options->copy_delay,
+    .wait_for_space = options->wait_for_space,
+    .give_up = options->give_up,
+    .give_up_opaque = options->give_up_opaque,
+  };
+  pthread_mutex_init (&flusher->lock, NULL);
+  pthread_cond_init (&flusher->changed, NULL);
+}
+
+static void *
+run (void *opaque)
+{
+  struct flusher *flusher = opaque;
+
+  ev_run (flusher->loop, 0);
+  return NULL;
+}
+
+int
+flusher_start (struct flusher *flusher)
+{
+  int r;
+
+  flusher->loop = ev_loop_new (EVFLAG_AUTO | EVFLAG_NOENV);
+  if (!flusher->loop)
+    return -ENOMEM;
+  ev_async_init (&flusher->wake, on_wake);
+  ev_timer_init (&flusher->commit_timer, on_commit_timer, 0., 0.);
+  ev_timer_init (&flusher->write_back_timer, on_write_back_timer, 0., 0.);
+  ev_timer_init (&flusher->retry_timer, on_retry_timer, 0., 0.);
+  flusher->wake.data = flusher->commit_timer.data =
+    flusher->write_back_timer.data = flusher->retry_timer.data = flusher;
+  ev_async_start (flusher->loop, &flusher->wake);
+  r = thread_start (&flusher->thread, "ploop-flush", run, flusher);
+  if (r < 0) {
+    ev_loop_destroy (flusher->loop);
+    flusher->loop = NULL;
+  }
+  return r;
+}
+
+void
+flusher_stop (struct flusher *flusher)
+{
+  if (!flusher->loop)
+    return;
+  flusher_give_up (flusher);
+  flusher_ask (flusher, FLUSHER_STOP);
+  pthread_join (flusher->thread, NULL);
+}
+
+void
+flusher_destroy (struct flusher *flusher)
+{
+  if (flusher->loop)
+    ev_loop_destroy (flusher->loop);
+  flusher->loop = NULL;
+  pthread_mutex_destroy (&flusher->lock);
+  pthread_cond_destroy (&flusher->changed);
+}

@@ -1,0 +1,142 @@
+#!/bin/sh
+# SPDX-License-Identifier: LGPL-2.1-or-later
+#
+# Does the power-cut test notice?  Each mutation is one fault put into a copy of
+# one file of lib/; test-power-cut is linked with it and must fail.
+#
+# A mutation whose text is not in the source any more is an error: mend the
+# expression.  make check tries those that are found quickly; with
+# PLOOP_TEST_SCALE above 100 ("make crash"), all.  Names as arguments: only these.
+
+set -u
+
+: "${CC:=cc}" "${CFLAGS:=-g -O2}" "${PLOOP_TEST_SCALE:=100}"
+srcdir=${srcdir:-.}
+lib=$srcdir/../../lib
+scratch=$(mktemp -d "${TMPDIR:-/tmp}/ploop-mutations-XXXXXX") || exit 99
+trap 'rm -rf "$scratch"' EXIT
+trap 'exit 99' HUP INT TERM
+nr_unnoticed=0
+wanted=" $* "
+
+# What is linked beside the mutated file, and how: Makefile.am says.
+: "${MUTATION_CPPFLAGS?}" "${MUTATION_LDFLAGS?}" "${MUTATION_LIBS?}"
+objects='test-power-cut.o recorder.o reader.o rules.o workload.o'
+
+fail ()
+{
+  echo "$1" >&2
+  exit 99
+}
+
+# build NAME FILE EXPRESSION: $scratch/NAME is the test with a fault.
+build ()
+{
+  sed -e "$3" "$lib/$2" > "$scratch/$2"
+  if cmp -s "$lib/$2" "$scratch/$2"; then
+    fail "$1: lib/$2 does not have the text that is to be changed"
+  fi
+  # The archive's own member is not pulled in: all it defines is there.
+  # shellcheck disable=SC2086
+  $CC -DG_LOG_DOMAIN='"ploop-core"' $MUTATION_CPPFLAGS -I"$lib" $CFLAGS -w \
+    -c -o "$scratch/mutated.o" "$scratch/$2" \
+    && $CC $CFLAGS $MUTATION_LDFLAGS -o "$scratch/$1" $objects \
+         "$scratch/mutated.o" ../../lib/.libs/libploop-private.a \
+         $MUTATION_LIBS \
+    || fail "$1: cannot be built"
+}
+
+# mutate quick|slow|rare NAME FILE EXPRESSION
+#
+# Rare: a race so narrow that not to notice it is no failure; only told.
+mutate ()
+{
+  case $wanted in
+  '  ') if test "$1" != quick && test "$PLOOP_TEST_SCALE" -le 100; then
+          return
+        fi ;;
+  *" $2 "*) ;;
+  *) return ;;
+  esac
+  build "$2" "$3" "$4"
+  begun=$(date +%s%N)
+  PLOOP_TEST_SCALE=$(test "$1" = quick && echo 60 || echo 300) \
+  "$scratch/$2" > "$scratch/log" 2> "$scratch/log.err"
+  status=$?
+  took=$((($(date +%s%N) - begun) / 100000000))
+  states=$(sed -n 's/ crash states.*//p' "$scratch/log")
+  printf '%-28s %4d.%d s %6s states: ' "$2" $((took / 10)) $((took % 10)) \
+    "${states:-?}"
+  if test $status -eq 0; then
+    echo 'NOT NOTICED'
+    test "$1" = rare || nr_unnoticed=$((nr_unnoticed + 1))
+  else
+    tail -n 1 "$scratch/log.err" | cut -c 1-90
+  fi
+  rm -f "$scratch/$2"
+}
+
+# ---- Syncs ------------------------------------------------------------------
+
+mutate quick commit-without-sync commit.c \
+  '/^run_commit/,/^}/ s/r = sync_delta (commit);/r = 0;/'
+mutate quick size-without-sync alloc.c \
+  's/r = delta_sync_apart (alloc->delta);/r = 0;/'
+mutate slow mark-without-sync commit.c \
+  '/^mark_locked/,/^}/ s/r = commit_flush (commit);/r = 0;/'
+mutate slow close-without-commit image.c \
+  '/^finish/,/^}/ s/r = commit_flush (.*);/r = 0;/'
+mutate slow failed-sync-forgotten commit.c \
+  '/^sync_delta/,/^}/ s/(&commit->failed, true,/(\&commit->failed, false,/'
+mutate quick forced-write-without-sync delta.c \
+  '/^delta_pwrite_durable/,/^}/ s/offset, true);/offset, false);/'
+
+# ---- What a commit covers ---------------------------------------------------
+
+mutate quick covered-read-after-sync commit.c \
+  '/^run_commit/,/^}/ s/changes_set_durable/*covered = changes_now (commit->changes); changes_set_durable/'
+mutate slow dirty-cleared-before-write commit.c \
+  '/^write_pages/,/^}/ { s/^  length = encode/  for (uint64_t page = first; page < end; page++) clear_page (commit->dirty, \&commit->nr_dirty, page);\n&/; s/^    clear_page/    (void)/; s/(void) (commit->dirty, .*/(void) page;/; }'
+mutate quick entry-never-dirty commit.c \
+  '/^unmap /,/^}/ s/put_down (commit, .*);//'
+mutate slow forced-write-without-entry commit.c \
+  '/^commit_entry_is_durable/,/^}/ s/return /return true || /'
+mutate quick write-not-noted request.c \
+  '/^write_extent/,/^}/ s/changes_note (&disk->changes);//'
+mutate quick zero-not-noted request.c \
+  '/^request_zero/,/^}/ s/changes_note (&disk->changes);//'
+mutate quick trim-not-noted commit.c \
+  '/^unmap /,/^}/ s/= changes_note (commit->changes);/= changes_now (commit->changes);/'
+
+# ---- Freed clusters ---------------------------------------------------------
+
+mutate slow reuse-at-once freed.c \
+  '/^scrub_batch/,/^}/ s/!changes_are_durable (.*))/false)/'
+mutate slow reuse-before-punch-durable freed.c \
+  '/^scrub_batch/,/^}/ s/batch->change = changes_note/changes_note/'
+mutate quick reuse-without-punch freed.c \
+  '/^clear_run/,/^}/ s/int r = delta_punch (.*);/int r = 0;/'
+mutate rare reuse-without-grace-period freed.c \
+  's/call_rcu (&batch->rcu, settle);/settle (\&batch->rcu);/'
+
+# ---- The page cache, for whoever is killed ----------------------------------
+
+mutate quick entry-put-off commit.c \
+  '/^write_or_put_down/,/^}/ s/if (commit->write_back_delay == 0)/if (false)/'
+mutate quick trim-put-off request.c \
+  '/^request_end_trim/,/^}/ s/if (first < end/if (false/'
+
+# ---- Others -----------------------------------------------------------------
+
+mutate quick garbage-not-cut-off alloc.c \
+  '/^cut_old_tail/,/^}/ s/if (size != alloc->data_end)/if (false)/'
+mutate quick suspend-without-commit image.c \
+  '/^ploop_suspend/,/^}/ s/r = commit_flush (.*);/r = 0;/'
+mutate slow suspend-without-flusher image.c \
+  '/^ploop_suspend/,/^}/ s/flusher_hold (.*);//; /^ploop_resume/,/^}/ s/flusher_release (.*);//'
+mutate rare direct-clear-unlocked delta.c \
+  '/^try_clear/,/^}/ s/if (delta->direct)/if (false)/'
+mutate slow direct-rmw-shared direct.c \
+  '/^modify_block/,/^}/ s/lock_exclusively/lock_shared/'
+
+test $nr_unnoticed -eq 0
