@@ -146,9 +146,10 @@ void alloc_scrub (struct alloc *alloc);
 /* ---- At the end -------------------------------------------------------- */
 
 /* When nobody takes or frees any more, and all removals are durable: wait for
- * the grace periods, punch what is left, and cut off the file behind its last
- * cluster if this alloc has made that tail; with DEBRIS also what was there when
- * the file was opened.  Returns 0 or a negative errno.
+ * the grace periods, punch what is left and what was reserved for nobody, and
+ * cut off the file behind its last cluster if this alloc has made that tail;
+ * with DEBRIS also what was there when the file was opened.  Returns 0 or a
+ * negative errno.
  */
 int alloc_finish (struct alloc *alloc, bool debris);
 

@@ -785,6 +785,52 @@ START_TEST (several_batches_are_on_their_way_at_once)
 }
 END_TEST
 
+static uint64_t host_clusters;  /* of the host's disk; beyond it is full */
+
+static int
+small_host (const struct fault_event *event)
+{
+  const bool reserves = event->call == FAULT_FALLOCATE
+                        && !(event->mode & FALLOC_FL_PUNCH_HOLE);
+
+  return reserves && event->offset + event->length > host_clusters * CLUSTER
+           ? ENOSPC : 0;
+}
+
+START_TEST (freed_cluster_is_not_handed_out_before_its_space_is_reserved)
+{
+  struct bed bed;
+  uint32_t entry;
+
+  set_up (&bed, 1000, 1, CLUSTER, 4);
+  take_all (&bed, 1, 5);
+  host_clusters = 0;
+  fault_hook = small_host;
+  release (&bed, 2);
+  scrub_to_the_end (&bed);
+  ck_assert_int_eq (alloc_take (&bed.alloc, &entry), -ENOSPC);
+  fault_reset ();
+  ck_assert_uint_eq (take (&bed), 2);
+  tear_down (&bed);
+}
+END_TEST
+
+START_TEST (reserved_cluster_that_nobody_took_is_let_go_at_the_end)
+{
+  struct bed bed;
+
+  set_up (&bed, 1000, 1, CLUSTER, 8);
+  take_all (&bed, 1, 9);
+  release (&bed, 2);
+  scrub_to_the_end (&bed);
+  ck_assert_int_eq (bed.alloc.nr_fresh, 1);
+  fault_reset ();
+  ck_assert_int_eq (alloc_finish (&bed.alloc, false), 0);
+  ck_assert_uint_eq (fault_calls[FAULT_FALLOCATE], 1);
+  tear_down (&bed);
+}
+END_TEST
+
 START_TEST (neighbours_are_punched_in_one_call)
 {
   struct bed bed;
@@ -1034,18 +1080,6 @@ struct crowd {
   _Atomic unsigned nr_full;
 };
 
-static uint64_t host_clusters;  /* of the host's disk; beyond it is full */
-
-static int
-small_host (const struct fault_event *event)
-{
-  const bool reserves = event->call == FAULT_FALLOCATE
-                        && !(event->mode & FALLOC_FL_PUNCH_HOLE);
-
-  return reserves && event->offset + event->length > host_clusters * CLUSTER
-           ? ENOSPC : 0;
-}
-
 static uint64_t
 label (struct bed *bed, uint32_t entry)
 {
@@ -1274,6 +1308,10 @@ add_tests (TCase *tcase)
                   freed_cluster_reads_as_zeros_when_it_is_handed_out_again);
   tcase_add_test (tcase,
                   several_batches_are_on_their_way_at_once);
+  tcase_add_test (
+    tcase, freed_cluster_is_not_handed_out_before_its_space_is_reserved);
+  tcase_add_test (
+    tcase, reserved_cluster_that_nobody_took_is_let_go_at_the_end);
   tcase_add_test (tcase, neighbours_are_punched_in_one_call);
   tcase_add_test (tcase, clusters_are_zeroed_where_they_cannot_be_punched);
   tcase_add_test (tcase,
