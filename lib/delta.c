@@ -330,6 +330,17 @@ cached_length (const struct delta *delta, size_t length, uint64_t offset)
   return (size_t) MIN (length, delta->direct_start - offset);
 }
 
+void
+delta_forget_cached (const struct delta *delta, uint64_t length,
+                     uint64_t offset)
+{
+  const size_t cached = cached_length (delta, (size_t) length, offset);
+
+  if (length > cached)
+    posix_fadvise (delta->fd, (off_t) (offset + cached),
+                   (off_t) (length - cached), POSIX_FADV_DONTNEED);
+}
+
 /* ---- Reading and writing ----------------------------------------------- */
 
 static int

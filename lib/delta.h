@@ -78,6 +78,15 @@ void delta_close (struct delta *delta);
  */
 bool delta_use_direct (struct delta *delta, const struct log *log);
 
+/* With direct I/O: let the kernel forget what the page cache holds of the
+ * guest's data, LENGTH bytes of the file at OFFSET, once that is on disk.  A
+ * direct write has to drop such pages one by one, and one that is submitted
+ * without waiting is handed to a thread of the kernel to do so.  Only advice:
+ * changes nothing that is read.  May block for as long as LENGTH is cached.
+ */
+void delta_forget_cached (const struct delta *delta, uint64_t length,
+                          uint64_t offset);
+
 /* Each returns 0 or a negative errno. */
 int delta_pread (const struct delta *delta, void *buf, size_t length,
                  uint64_t offset);

@@ -22,13 +22,18 @@
 #define DEFAULT_PREALLOC (UINT64_C (128) << 20)
 #define DEFAULT_COPY_DELAY 500u /* ms */
 
+/* Of the page cache, at once: nothing that waits for a runner waits long. */
+#define FORGET_BYTES (UINT64_C (256) << 20)
+
 struct ploop_image {
   struct disk disk;
   struct submit submit;
   struct ploop_open_options options;    /* with defaults filled in */
   struct log log;
+  struct runner_job forget;     /* the page cache, piece by piece */
+  uint64_t forgotten;           /* bytes of the file */
   bool started;
-  bool stopped;
+  _Atomic bool stopped;
 };
 
 /* ---- Opening ----------------------------------------------------------- */
@@ -381,6 +386,30 @@ ploop_open (const char *path, const struct ploop_open_options *options,
   return image;
 }
 
+/* A piece a job, so that others of this runner have their turn. */
+static void
+forget_cached (struct runner_job *job, unsigned index)
+{
+  struct ploop_image *image = caa_container_of (job, struct ploop_image, forget);
+  const struct delta *delta = image->disk.delta;
+
+  if (image->forgotten >= delta->file_size || atomic_load (&image->stopped))
+    return;
+  delta_forget_cached (delta, FORGET_BYTES, image->forgotten);
+  image->forgotten += FORGET_BYTES;
+  runner_submit (&image->disk.runners, index, job);
+}
+
+/* What was read or written through the page cache before. */
+static void
+start_forgetting (struct ploop_image *image)
+{
+  if (!image->disk.delta->direct || ploop_is_read_only (image))
+    return;
+  image->forget.run = forget_cached;
+  runner_submit (&image->disk.runners, 0, &image->forget);
+}
+
 int
 ploop_start (ploop_image *image, GError **error)
 {
@@ -399,6 +428,7 @@ ploop_start (ploop_image *image, GError **error)
     return -1;
   }
   image->started = true;
+  start_forgetting (image);
   return 0;
 }
 
@@ -446,9 +476,8 @@ ploop_stop (ploop_image *image, GError **error)
 {
   int r = 0;
 
-  if (image->stopped)
+  if (atomic_exchange (&image->stopped, true))
     return 0;
-  image->stopped = true;
   if (image->started)
     stop_requests (image);
   if (!ploop_is_read_only (image))

@@ -17,12 +17,14 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "delta.h"
 #include "direct.h"
 #include "faults.h"
+#include "ploop-core.h"
 #include "run.h"
 
 #define BLOCK 4096u
@@ -618,6 +620,70 @@ START_TEST (page_cache_and_direct_writes_do_not_meet)
 }
 END_TEST
 
+/* ---- What the page cache holds ----------------------------------------- */
+
+/* How many pages of LENGTH bytes of the file at OFFSET it holds. */
+static unsigned
+count_cached (const char *path, uint64_t length, uint64_t offset)
+{
+  const size_t page = (size_t) sysconf (_SC_PAGESIZE);
+  const int fd = open (path, O_RDONLY);
+  void *map = mmap (NULL, (size_t) length, PROT_READ, MAP_SHARED, fd,
+                    (off_t) offset);
+  g_autofree unsigned char *there = g_malloc (length / page);
+  unsigned nr = 0;
+
+  ck_assert (fd >= 0 && map != MAP_FAILED);
+  ck_assert_int_eq (mincore (map, (size_t) length, there), 0);
+  for (size_t i = 0; i < length / page; i++)
+    nr += there[i] & 1;
+  munmap (map, (size_t) length);
+  close (fd);
+  return nr;
+}
+
+/* Fill it, cleanly: what is dirty stays until it has been written. */
+static void
+read_through_cache (const char *path)
+{
+  static char buf[1 << 20];
+  const int fd = open (path, O_RDWR);
+
+  ck_assert_int_eq (fsync (fd), 0);
+  while (read (fd, buf, sizeof buf) > 0)
+    continue;
+  close (fd);
+}
+
+/* _i: 0 page cache, 1 direct, 2 direct but only for reading.  Only a writer is
+ * hindered by what is there.
+ */
+START_TEST (direct_writer_empties_the_page_cache)
+{
+  struct ploop_open_options options = {
+    .cache = _i == 0 ? PLOOP_CACHE_WRITEBACK : PLOOP_CACHE_NONE,
+    .read_only = _i == 2,
+  };
+  g_autofree char *path = image_with (4 * MIB);
+  gint64 limit = g_get_monotonic_time () + 60 * G_USEC_PER_SEC;
+  ploop_image *image;
+
+  read_through_cache (path);
+  ck_assert_uint_gt (count_cached (path, 4 * MIB, start ()), 0);
+  image = ploop_open (path, &options, NULL);
+  ck_assert_ptr_nonnull (image);
+  while (_i == 1 && count_cached (path, 4 * MIB, start ()) > 0) {
+    ck_assert_msg (g_get_monotonic_time () < limit, "it is still there");
+    g_usleep (1000);
+  }
+  ck_assert_int_eq (ploop_close (image, NULL), 0);
+  if (_i != 1)
+    ck_assert_uint_gt (count_cached (path, 4 * MIB, start ()), 0);
+  /* The BAT is written through it. */
+  ck_assert_uint_gt (count_cached (path, MIB, 0), 0);
+}
+END_TEST
+
 /* ---- Refusals ---------------------------------------------------------- */
 
 static void
@@ -924,6 +990,7 @@ add_tests (TCase *tcase)
   tcase_add_test (tcase, part_of_a_block_does_not_undo_the_whole);
   tcase_add_test (tcase, range_holds_the_stripes_of_its_regions);
   tcase_add_test (tcase, page_cache_and_direct_writes_do_not_meet);
+  tcase_add_loop_test (tcase, direct_writer_empties_the_page_cache, 0, 3);
   tcase_add_loop_test (tcase,
                        part_of_a_block_does_not_undo_what_the_kernel_clears,
                        0, 3);
