@@ -26,6 +26,8 @@
  * a block is in one region.
  */
 G_STATIC_ASSERT (DIRECT_BUFFER_SIZE % DIRECT_MAX_ALIGNMENT == 0);
+G_STATIC_ASSERT (DIRECT_SMALL_SIZE % DIRECT_MAX_ALIGNMENT == 0);
+G_STATIC_ASSERT (DIRECT_MAX_KEPT_LARGE <= DIRECT_MAX_KEPT);
 G_STATIC_ASSERT (MAX_IO % DIRECT_MAX_ALIGNMENT == 0);
 G_STATIC_ASSERT (DIRECT_REGION_SIZE % DIRECT_MAX_ALIGNMENT == 0);
 
@@ -52,32 +54,58 @@ is_memory_aligned (const struct direct *direct, const void *buf)
 
 /* ---- Bounce buffers ---------------------------------------------------- */
 
-/* NULL: out of memory. */
-static char *
-take_buffer (struct direct *direct)
+static void
+init_pool (struct direct_pool *pool, size_t size, unsigned most)
 {
+  pool->size = size;
+  pool->most = most;
+  pthread_mutex_init (&pool->lock, NULL);
+}
+
+static void
+empty_pool (struct direct_pool *pool)
+{
+  pthread_mutex_destroy (&pool->lock);
+  while (pool->nr_kept > 0)
+    free (pool->kept[--pool->nr_kept]);
+}
+
+/* The pool whose buffers hold SPAN bytes, at most DIRECT_BUFFER_SIZE. */
+static struct direct_pool *
+pool_for (struct direct *direct, size_t span)
+{
+  return span <= DIRECT_SMALL_SIZE ? &direct->small : &direct->large;
+}
+
+/* A buffer of SPAN bytes; NULL: out of memory. */
+static char *
+take_buffer (struct direct *direct, size_t span)
+{
+  struct direct_pool *pool = pool_for (direct, span);
   void *buffer = NULL;
 
-  pthread_mutex_lock (&direct->pool_lock);
-  if (direct->nr_kept > 0)
-    buffer = direct->kept[--direct->nr_kept];
-  pthread_mutex_unlock (&direct->pool_lock);
+  pthread_mutex_lock (&pool->lock);
+  if (pool->nr_kept > 0)
+    buffer = pool->kept[--pool->nr_kept];
+  pthread_mutex_unlock (&pool->lock);
 
   if (!buffer
       && posix_memalign (&buffer,
                          MAX (direct->memory_alignment, USUAL_ALIGNMENT),
-                         DIRECT_BUFFER_SIZE) != 0)
+                         pool->size) != 0)
     return NULL;
   return buffer;
 }
 
 static void
-give_buffer (struct direct *direct, void *buffer)
+give_buffer (struct direct *direct, void *buffer, size_t span)
 {
-  pthread_mutex_lock (&direct->pool_lock);
-  if (direct->nr_kept < DIRECT_MAX_KEPT)
-    direct->kept[direct->nr_kept++] = g_steal_pointer (&buffer);
-  pthread_mutex_unlock (&direct->pool_lock);
+  struct direct_pool *pool = pool_for (direct, span);
+
+  pthread_mutex_lock (&pool->lock);
+  if (pool->nr_kept < pool->most)
+    pool->kept[pool->nr_kept++] = g_steal_pointer (&buffer);
+  pthread_mutex_unlock (&pool->lock);
   free (buffer);
 }
 
@@ -263,7 +291,7 @@ read_bounced (struct direct *direct, void *buf, size_t length,
   const size_t head = into_block (direct, offset);
   const size_t span =
     whole_blocks (direct, head + length + direct->block_size - 1);
-  char *bounce = take_buffer (direct);
+  char *bounce = take_buffer (direct, span);
   int r;
 
   if (!bounce)
@@ -271,7 +299,7 @@ read_bounced (struct direct *direct, void *buf, size_t length,
   r = read_blocks (direct, bounce, span, offset - head);
   if (r == 0)
     memcpy (buf, bounce + head, length);
-  give_buffer (direct, bounce);
+  give_buffer (direct, bounce, span);
   return r;
 }
 
@@ -333,14 +361,14 @@ static int
 write_bounced (struct direct *direct, int fd, const void *buf, size_t length,
                uint64_t offset)
 {
-  char *bounce = take_buffer (direct);
+  char *bounce = take_buffer (direct, length);
   int r;
 
   if (!bounce)
     return -ENOMEM;
   memcpy (bounce, buf, length);
   r = write_aligned (direct, fd, bounce, length, offset);
-  give_buffer (direct, bounce);
+  give_buffer (direct, bounce, length);
   return r;
 }
 
@@ -367,7 +395,7 @@ modify_block (struct direct *direct, int fd, const void *buf, size_t length,
               uint64_t offset)
 {
   const uint64_t set = stripes_of (length, offset);
-  char *bounce = take_buffer (direct);
+  char *bounce = take_buffer (direct, direct->block_size);
   int r;
 
   if (!bounce)
@@ -375,7 +403,7 @@ modify_block (struct direct *direct, int fd, const void *buf, size_t length,
   lock_exclusively (direct, set);
   r = modify_locked (direct, fd, bounce, buf, length, offset);
   unlock (direct, set);
-  give_buffer (direct, bounce);
+  give_buffer (direct, bounce, direct->block_size);
   return r;
 }
 
@@ -450,7 +478,7 @@ find_alignments (struct direct *direct)
 static int
 try_read (struct direct *direct)
 {
-  char *bounce = take_buffer (direct);
+  char *bounce = take_buffer (direct, direct->block_size);
   int r = 0;
 
   if (!bounce)
@@ -460,7 +488,7 @@ try_read (struct direct *direct)
       r = -errno;
       break;
     }
-  give_buffer (direct, bounce);
+  give_buffer (direct, bounce, direct->block_size);
   return r;
 }
 
@@ -469,7 +497,6 @@ init_locks (struct direct *direct)
 {
   pthread_rwlockattr_t attr;
 
-  pthread_mutex_init (&direct->pool_lock, NULL);
   pthread_rwlockattr_init (&attr);
 #ifdef __GLIBC__
   /* An RMW must not starve among writers that overlap. */
@@ -491,6 +518,8 @@ direct_open (int fd, int durable_fd, struct direct **direct)
 
   d->fd = fd;
   d->durable_fd = durable_fd;
+  init_pool (&d->small, DIRECT_SMALL_SIZE, DIRECT_MAX_KEPT);
+  init_pool (&d->large, DIRECT_BUFFER_SIZE, DIRECT_MAX_KEPT_LARGE);
   init_locks (d);
   r = find_alignments (d);
   if (r == 0)
@@ -508,9 +537,8 @@ direct_close (struct direct *direct)
     return;
   for (size_t i = 0; i < DIRECT_NR_STRIPES; i++)
     pthread_rwlock_destroy (&direct->stripes[i].lock);
-  pthread_mutex_destroy (&direct->pool_lock);
-  while (direct->nr_kept > 0)
-    free (direct->kept[--direct->nr_kept]);
+  empty_pool (&direct->small);
+  empty_pool (&direct->large);
   if (direct->durable_fd >= 0)
     close (direct->durable_fd);
   close (direct->fd);

@@ -32,11 +32,28 @@
 #include <stdint.h>
 
 #define DIRECT_MAX_ALIGNMENT (64u << 10)
+
+/* Bounce buffers, small and large: there is a small one for each of some busy
+ * connections' threads, since most requests are small and making a large one
+ * takes longer than to fill it.
+ */
+#define DIRECT_SMALL_SIZE (64u << 10)
 #define DIRECT_BUFFER_SIZE (1u << 20)
-#define DIRECT_MAX_KEPT 16u     /* bounce buffers */
+#define DIRECT_MAX_KEPT 128u    /* of the small ones */
+#define DIRECT_MAX_KEPT_LARGE 16u
+
 #define DIRECT_NR_STRIPES 64u
 #define DIRECT_REGION_SIZE (1u << 20)
 #define DIRECT_CACHE_LINE 64
+
+struct direct_pool {
+  size_t size;                  /* of a buffer, bytes */
+  unsigned most;                /* that are kept */
+  /* Those that nobody uses at the moment. */
+  _Alignas (DIRECT_CACHE_LINE) pthread_mutex_t lock;
+  unsigned nr_kept;
+  void *kept[DIRECT_MAX_KEPT];
+};
 
 struct direct_stripe {
   _Alignas (DIRECT_CACHE_LINE) pthread_rwlock_t lock;
@@ -52,11 +69,7 @@ struct direct {
   uint32_t memory_alignment;    /* bytes */
   _Atomic bool stopped;         /* only goes up */
 
-  /* Bounce buffers that nobody uses at the moment. */
-  _Alignas (DIRECT_CACHE_LINE) pthread_mutex_t pool_lock;
-  unsigned nr_kept;
-  void *kept[DIRECT_MAX_KEPT];
-
+  struct direct_pool small, large;
   struct direct_stripe stripes[DIRECT_NR_STRIPES];
 };
 

@@ -868,7 +868,7 @@ START_TEST (errors_come_back_as_they_are)
                     -EIO);
   /* No lock and no buffer was left behind. */
   ck_assert_int_eq (delta_pwrite (delta, buf, 10, start ()), 0);
-  ck_assert_uint_eq (delta->direct->nr_kept, 1);
+  ck_assert_uint_eq (delta->direct->small.nr_kept, 1);
   close_direct (delta);
 }
 END_TEST
@@ -883,8 +883,8 @@ START_TEST (no_memory_fails_one_request)
   char *buf = aligned (BLOCK);
 
   memset (buf, 1, BLOCK);
-  while (direct->nr_kept > 0)
-    free (direct->kept[--direct->nr_kept]);
+  while (direct->small.nr_kept > 0)
+    free (direct->small.kept[--direct->small.nr_kept]);
   memory_is_out = true;
   ck_assert_int_eq (delta_pread (delta, buf, 10, start ()), -ENOMEM);
   ck_assert_int_eq (delta_pwrite (delta, buf, 10, start ()), -ENOMEM);
@@ -907,19 +907,19 @@ START_TEST (buffers_are_kept_but_not_without_bound)
   void *first;
   char byte = 1;
 
-  ck_assert_uint_eq (delta->direct->nr_kept, 1);
-  first = delta->direct->kept[0];
+  ck_assert_uint_eq (delta->direct->small.nr_kept, 1);
+  first = delta->direct->small.kept[0];
   for (int i = 0; i < 100; i++)
     ck_assert_int_eq (delta_pwrite (delta, &byte, 1, start ()), 0);
-  ck_assert_uint_eq (delta->direct->nr_kept, 1);
-  ck_assert_ptr_eq (delta->direct->kept[0], first);
+  ck_assert_uint_eq (delta->direct->small.nr_kept, 1);
+  ck_assert_ptr_eq (delta->direct->small.kept[0], first);
 
   for (size_t i = 0; i < nr; i++)
     hammers[i] = (struct hammer) { delta, start () + i * MIB + 1, 1000, 0,
                                    change_by_write, 0, 0, 0 };
   hammer_together (hammers, nr);
-  ck_assert_uint_ge (delta->direct->nr_kept, 1);
-  ck_assert_uint_le (delta->direct->nr_kept, DIRECT_MAX_KEPT);
+  ck_assert_uint_ge (delta->direct->small.nr_kept, 1);
+  ck_assert_uint_le (delta->direct->small.nr_kept, DIRECT_MAX_KEPT);
   close_direct (delta);
 }
 END_TEST
