@@ -45,6 +45,9 @@
  */
 #define SPARE_CELLS 4096u
 
+/* Leaks that are reclaimed at once: each is a call of the file system. */
+#define RECLAIM_RUNS 256u
+
 #define WORD_BITS 64u
 
 /* ---- Making and ending ------------------------------------------------- */
@@ -53,6 +56,15 @@ static size_t
 bitmap_bytes (const struct alloc *alloc)
 {
   return (size_t) (alloc->capacity / WORD_BITS + 1) * sizeof *alloc->fresh;
+}
+
+static void
+release (struct alloc *alloc)
+{
+  sparse_free ((void *) alloc->fresh, bitmap_bytes (alloc));
+  sparse_free (alloc->holes, bitmap_bytes (alloc));
+  g_clear_pointer (&alloc->leaks, g_array_unref);
+  alloc->fresh = NULL;
 }
 
 int
@@ -83,19 +95,15 @@ alloc_init (struct alloc *alloc, struct delta *delta, struct changes *changes,
     .size_ahead = MAX (SIZE_AHEAD, SIZE_STEPS * options->prealloc)
                   / layout->cluster_size,
     .data_end = options->data_end,
+    .leaks = options->leaks ? g_array_ref (options->leaks) : NULL,
     .low = options->low,
     .opaque = options->opaque,
   };
   alloc->fresh = sparse_new (bitmap_bytes (alloc));
-  if (!alloc->fresh)
-    return -errno;
   alloc->holes = sparse_new (bitmap_bytes (alloc));
-  if (!alloc->holes) {
-    const int errnum = errno;
-
-    sparse_free ((void *) alloc->fresh, bitmap_bytes (alloc));
-    alloc->fresh = NULL;
-    return -errnum;
+  if (!alloc->fresh || !alloc->holes) {
+    release (alloc);
+    return -ENOMEM;
   }
   pthread_mutex_init (&alloc->extend_lock, NULL);
   pthread_cond_init (&alloc->covered, NULL);
@@ -110,9 +118,7 @@ alloc_destroy (struct alloc *alloc)
   if (!alloc->fresh)
     return;
   freed_destroy (&alloc->freed);
-  sparse_free ((void *) alloc->fresh, bitmap_bytes (alloc));
-  sparse_free (alloc->holes, bitmap_bytes (alloc));
-  alloc->fresh = NULL;
+  release (alloc);
   pthread_mutex_destroy (&alloc->extend_lock);
   pthread_cond_destroy (&alloc->covered);
 }
@@ -699,6 +705,26 @@ alloc_scrub (struct alloc *alloc)
 {
   freed_scrub (&alloc->freed, take_back, alloc);
   prefer_low_holes (alloc);
+}
+
+bool
+alloc_reclaim (struct alloc *alloc)
+{
+  const struct format_layout *layout = &alloc->delta->layout;
+  const guint nr = alloc->leaks ? alloc->leaks->len : 0;
+  const guint stop = MIN (nr, alloc->nr_reclaimed + RECLAIM_RUNS);
+
+  for (; alloc->nr_reclaimed < stop; alloc->nr_reclaimed++) {
+    const struct alloc_leak *leak =
+      &g_array_index (alloc->leaks, struct alloc_leak, alloc->nr_reclaimed);
+
+    log_debug (alloc->log, "%s: %" G_GUINT64_FORMAT " leaked clusters from byte "
+               "%" G_GUINT64_FORMAT " on are brought back", alloc->delta->path,
+               leak->nr, format_cell_offset (layout, leak->first));
+    freed_add_unused (&alloc->freed, format_cell_offset (layout, leak->first),
+                      leak->nr * layout->cluster_size);
+  }
+  return stop < nr;
 }
 
 /* ---- At the end -------------------------------------------------------- */

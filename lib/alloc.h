@@ -8,10 +8,13 @@
  * before or after its data: the guest reads zeros, which is what it read before.
  *
  * Fresh clusters are a bitmap.  Taking one is an atomic and, giving one back an
- * atomic or; the lowest goes first, but for a race.  They come from two places:
+ * atomic or; the lowest goes first, but for a race.  They come from three places:
  *
  *   the end of the file   is moved, ahead of need, by whom alloc_init names in
  *                         LOW; only one who finds nothing has to wait for it
+ *   leaked clusters       those that no BAT entry named when the file was opened
+ *                         (a crash, another program) take the same way as freed
+ *                         ones, a few at a time
  *   freed clusters        come back in three steps (freed.h), as *holes*:
  *                         all but reserved, so that their space is the file
  *                         system's until it is needed.  They go before the end
@@ -63,6 +66,8 @@ struct alloc {
   bool covering;                /* somebody makes it larger */
   pthread_cond_t covered;       /* nobody does any more */
   uint64_t data_end;            /* at open: what lies beyond is nobody's */
+  GArray *leaks;                /* of struct alloc_leak; the reclaimer's */
+  guint nr_reclaimed;           /* of them */
   uint64_t *holes;              /* a bit a cell */
   uint64_t hole_hint;           /* word where to look first */
   uint64_t nr_holes;
@@ -70,7 +75,15 @@ struct alloc {
   int failed;                   /* a sync failed: do not extend again */
 };
 
+/* Cells FIRST to FIRST + NR - 1, in the file and below its data's end, that
+ * nobody uses.
+ */
+struct alloc_leak {
+  uint64_t first, nr;
+};
+
 struct alloc_options {
+  GArray *leaks;                /* of struct alloc_leak, or NULL */
   uint64_t data_end;            /* end of the highest host cluster in use, bytes
                                    of the file */
   uint64_t nr_unmapped;         /* guest clusters without a host cluster */
@@ -142,6 +155,11 @@ alloc_nr_pending (const struct alloc *alloc)
  * holes.
  */
 void alloc_scrub (struct alloc *alloc);
+
+/* Let some of the leaked clusters go the way of freed ones.  After the in-use
+ * mark is on disk; for the flusher.  Returns true when there are more.
+ */
+bool alloc_reclaim (struct alloc *alloc);
 
 /* ---- At the end -------------------------------------------------------- */
 

@@ -377,6 +377,41 @@ scan_all (struct scan *scan, GError **error)
   return 0;
 }
 
+/* ---- Leaks ------------------------------------------------------------- */
+
+/* The first cell from CELL up to END that is taken, or is not; or END. */
+static uint64_t
+next_cell (const struct scan *scan, uint64_t cell, uint64_t end, bool taken)
+{
+  const uint64_t invert = taken ? 0 : UINT64_MAX;
+
+  while (cell < end) {
+    const uint64_t bits = (scan->taken[cell / WORD_BITS] ^ invert)
+                          >> cell % WORD_BITS;
+
+    if (bits != 0)
+      return MIN (cell + (uint64_t) __builtin_ctzll (bits), end);
+    cell = (cell / WORD_BITS + 1) * WORD_BITS;
+  }
+  return end;
+}
+
+static void
+tell_leaks (const struct scan *scan)
+{
+  const uint64_t end =
+    MIN (scan->nr_cells, format_cells_below (&scan->delta->layout,
+                                             scan->summary.data_end));
+  uint64_t first = 0, stop;
+
+  for (; (first = next_cell (scan, first, end, false)) < end; first = stop) {
+    stop = next_cell (scan, first, end, true);
+    scan->visitor->leak (scan->visitor->opaque, first, stop - first);
+  }
+}
+
+/* ---- All of it --------------------------------------------------------- */
+
 int
 bat_scan (const struct delta *delta, const struct bat_visitor *visitor,
           struct bat_summary *summary, GError **error)
@@ -404,6 +439,8 @@ bat_scan (const struct delta *delta, const struct bat_visitor *visitor,
 
   r = scan_all (&scan, error);
   scan.summary.nr_leaked = in_file - scan.nr_taken;
+  if (r == 0 && !scan.stopped && visitor->leak)
+    tell_leaks (&scan);
   if (summary)
     *summary = scan.summary;
 

@@ -38,6 +38,10 @@ struct bat_fault {
 struct bat_visitor {
   bool (*entry) (void *opaque, uint32_t index, uint32_t entry);
   bool (*fault) (void *opaque, const struct bat_fault *fault);
+  /* After all others: NR cells from FIRST on, below data_end, are named by no
+   * entry.  Neighbours are told together, in ascending order.
+   */
+  void (*leak) (void *opaque, uint64_t first, uint64_t nr);
   void *opaque;
 };
 
@@ -49,7 +53,7 @@ struct bat_summary {
 };
 
 /* Read the whole BAT of DELTA.  Sound entries go to visitor->entry, others to
- * visitor->fault; either may be NULL.  SUMMARY may be NULL.  In the order of
+ * visitor->fault; each may be NULL.  SUMMARY may be NULL.  In the order of
  * the BAT, but for entries that share a host cluster, which come last; the one
  * that has it first counts as sound.
  *

@@ -242,14 +242,6 @@ put_down (struct commit *commit, uint64_t page)
 
 /* ---- Writing entries --------------------------------------------------- */
 
-static bool
-is_same_place (uint64_t word, uint64_t other)
-{
-  const uint64_t flags = MAP_NEW | MAP_READY | MAP_UNSTABLE | MAP_COVERED;
-
-  return ((word ^ other) & ~flags) == 0;
-}
-
 /* What belongs into the BAT for a map word. */
 static uint32_t
 entry_of (uint64_t word)
@@ -387,7 +379,7 @@ make_ready (struct commit *commit, uint64_t cluster, uint64_t word)
   uint64_t now = map_lookup (commit->map, cluster);
 
   for (;;) {
-    if (!is_same_place (now, word))
+    if (!map_word_is_same_place (now, word))
       return IS_ELSEWHERE;
     if (!map_word_is_new (now))
       return IS_WRITTEN;
@@ -461,7 +453,7 @@ commit_undo (struct commit *commit, uint64_t cluster, uint64_t word,
   /* Others may become ready meanwhile, but not without noticing after. */
   do
     now = map_lookup (commit->map, cluster);
-  while (is_same_place (now, word) && map_word_is_new (now)
+  while (map_word_is_same_place (now, word) && map_word_is_new (now)
          && !(ours = unmap (commit, cluster, now, removal)));
   pthread_mutex_unlock (lock);
   return ours;
@@ -472,11 +464,15 @@ commit_remove (struct commit *commit, uint64_t cluster, uint64_t word,
                uint64_t *removal)
 {
   pthread_mutex_t *lock = page_lock (commit, page_of (cluster));
-  bool ours;
+  uint64_t now;
+  bool ours = false;
 
   pthread_mutex_lock (lock);
-  ours = map_lookup (commit->map, cluster) == word
-         && unmap (commit, cluster, word, removal);
+  /* Its flag of parts that are trimmed may come and go meanwhile. */
+  do
+    now = map_lookup (commit->map, cluster);
+  while (map_word_is_same_place (now, word) && !map_word_is_new (now)
+         && !(ours = unmap (commit, cluster, now, removal)));
   pthread_mutex_unlock (lock);
   return ours;
 }
@@ -862,16 +858,20 @@ mark_locked (struct commit *commit)
 int
 commit_mark (struct commit *commit)
 {
+  bool first = false;
   int r = 0;
 
   pthread_mutex_lock (&commit->mark_lock);
   if (!atomic_load_explicit (&commit->marked, memory_order_relaxed)) {
     r = mark_locked (commit);
-    if (r == 0)
+    first = r == 0;
+    if (first)
       /* Release: pairs with the acquire in commit_begin. */
       atomic_store_explicit (&commit->marked, true, memory_order_release);
   }
   pthread_mutex_unlock (&commit->mark_lock);
+  if (first)
+    call (commit, commit->hooks.marked);
   return r;
 }
 

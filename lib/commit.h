@@ -41,6 +41,8 @@
 #define COMMIT_NR_PAGE_LOCKS 64u
 
 struct commit_hooks {
+  /* The in-use mark is on disk: the file may be changed from now on. */
+  void (*marked) (void *opaque);
   /* Asynchronous waiters need somebody to call commit_lead. */
   void (*need_leader) (void *opaque);
   /* There is something for commit_write_back_due. */

@@ -61,6 +61,7 @@ check_file_type (struct delta *delta, GError **error)
   }
   delta->file_size = (uint64_t) st.st_size;
   delta->device = st.st_dev;
+  delta->block_size = (uint32_t) CLAMP (st.st_blksize, 512, 4096);
   return true;
 }
 
@@ -508,8 +509,20 @@ write_zeroes (struct delta *delta, uint64_t length, uint64_t offset)
   return 0;
 }
 
+/* May the file system be asked to clear this range? */
+static bool
+may_zero_range (const struct delta *delta, uint64_t length, uint64_t offset)
+{
+  const uint64_t cluster_size = delta->layout.cluster_size;
+
+  if (atomic_load_explicit (&delta->no_zero_range, memory_order_relaxed))
+    return false;
+  return !delta->no_holes
+         || (length % cluster_size == 0 && offset % cluster_size == 0);
+}
+
 int
-delta_zero (struct delta *delta, uint64_t length, uint64_t offset)
+delta_zero (struct delta *delta, uint64_t length, uint64_t offset, bool fast)
 {
   uint64_t size;
   int r;
@@ -520,15 +533,15 @@ delta_zero (struct delta *delta, uint64_t length, uint64_t offset)
     return r;
   if (offset >= size)
     return 0;
-  length = MIN (length, size - offset);
-
-  if (!atomic_load_explicit (&delta->no_zero_range, memory_order_relaxed)) {
-    r = try_clear (delta, FALLOC_FL_ZERO_RANGE, offset, length);
+  if (may_zero_range (delta, length, offset)) {
+    r = try_clear (delta, FALLOC_FL_ZERO_RANGE, offset,
+                   MIN (length, size - offset));
     if (!is_unsupported (r))
       return r;
     atomic_store_explicit (&delta->no_zero_range, true, memory_order_relaxed);
   }
-  return write_zeroes (delta, length, offset);
+  return fast ? -ENOTSUP
+              : write_zeroes (delta, MIN (length, size - offset), offset);
 }
 
 int
@@ -543,6 +556,13 @@ delta_punch (struct delta *delta, uint64_t length, uint64_t offset)
     return r;
   atomic_store_explicit (&delta->no_punch, true, memory_order_relaxed);
   return -ENOTSUP;
+}
+
+void
+delta_make_no_holes (struct delta *delta)
+{
+  delta->no_holes = true;
+  atomic_store_explicit (&delta->no_punch, true, memory_order_relaxed);
 }
 
 int
@@ -648,6 +668,25 @@ delta_next_data (const struct delta *delta, uint64_t end, uint64_t *start,
   *start = (uint64_t) data;
   *stop = MIN ((uint64_t) hole, end);
   return true;
+}
+
+bool
+delta_is_hole (const struct delta *delta, uint64_t length, uint64_t offset)
+{
+  uint64_t stop;
+
+  return !delta_next_data (delta, offset + length, &offset, &stop);
+}
+
+void
+delta_prefetch (const struct delta *delta, uint64_t length, uint64_t offset)
+{
+  const size_t cached = cached_length (delta, (size_t) length, offset);
+
+  /* A length of 0 would be the rest of the file. */
+  if (cached > 0)
+    posix_fadvise (delta->fd, (off_t) offset, (off_t) cached,
+                   POSIX_FADV_WILLNEED);
 }
 
 /* ---- The device below -------------------------------------------------- */

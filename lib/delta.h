@@ -39,6 +39,7 @@ struct delta {
   bool read_only;
   uint64_t file_size;           /* at open */
   dev_t device;                 /* that holds the file */
+  uint32_t block_size;          /* of the file system; 4096 at most, bytes */
   struct format_header header;  /* at open */
   struct format_layout layout;
   bool holes_are_true;          /* the file system tells holes reliably */
@@ -48,6 +49,7 @@ struct delta {
   _Atomic bool no_fallocate;    /* the file system said so once */
   _Atomic bool no_zero_range;
   _Atomic bool no_punch;
+  bool no_holes;                /* none is to be made: delta_make_no_holes */
 };
 
 /* How a delta is locked at open. */
@@ -103,14 +105,24 @@ int delta_pwrite_durable (const struct delta *delta, const void *buf,
                           size_t length, uint64_t offset);
 
 /* Make a range read as zeros, without changing the file's size (but see
- * delta_use_direct); by the file system where it can.
+ * delta_use_direct); by the file system where it can.  Where it cannot, zeros
+ * are written, which takes as long as any write: -ENOTSUP, with nothing done,
+ * when that is not wanted (FAST).
  */
-int delta_zero (struct delta *delta, uint64_t length, uint64_t offset);
+int delta_zero (struct delta *delta, uint64_t length, uint64_t offset,
+                bool fast);
 
 /* Give a range's space back to the file system; it reads as zeros. -ENOTSUP
  * when the file system cannot.
  */
 int delta_punch (struct delta *delta, uint64_t length, uint64_t offset);
+
+/* For programs that read the file by its extents and know no holes (kernels of
+ * OpenVZ 6 and 7): delta_punch will not be supported, and delta_zero writes
+ * zeros instead of leaving blocks unwritten, but for whole clusters.  Before the
+ * first request.
+ */
+void delta_make_no_holes (struct delta *delta);
 
 /* Reserve space for FROM up to TO, inside the file, where the file system can
  * and delta_reserve_nothing was not called.  The file's size and content stay.
@@ -141,6 +153,16 @@ int delta_size (const struct delta *delta, uint64_t *size);
  */
 bool delta_next_data (const struct delta *delta, uint64_t end,
                       uint64_t *start, uint64_t *stop);
+
+/* Is it certain that LENGTH bytes at OFFSET are a hole, so zeros? */
+bool delta_is_hole (const struct delta *delta, uint64_t length,
+                    uint64_t offset);
+
+/* Read LENGTH bytes at OFFSET into the page cache soon.  Only advice; does
+ * nothing for what goes past it.
+ */
+void delta_prefetch (const struct delta *delta, uint64_t length,
+                     uint64_t offset);
 
 /* Does a request's result say that the file cannot take more now? */
 static inline bool

@@ -3,7 +3,7 @@
 /* Work in the background: see flusher.h.
  *
  * The loop has one async watcher, which others ring after they have set a bit
- * that says why, and three timers, which only the loop's thread touches.  What
+ * that says why, and four timers, which only the loop's thread touches.  What
  * is asked for twice before it is done is done once.
  *
  * The hard part is space.  Whoever waits for it has found neither a fresh
@@ -22,6 +22,11 @@
 
 /* How often to look for space, and to try again what failed. */
 #define RETRY_SECONDS 1.
+
+/* Parts of clusters wait that long for their neighbours: file systems discard
+ * what they have freed piece by piece.
+ */
+#define TRIM_SECONDS .1
 
 /* ---- Asking ------------------------------------------------------------ */
 
@@ -163,6 +168,8 @@ find_space (struct flusher *flusher)
 
   if (!has_waiters (flusher))
     return;
+  while (trims_work (flusher->trims))
+    continue;
   if (alloc_nr_pending (flusher->alloc) > 0)
     r = hurry (flusher);
   if (have_returned (flusher))
@@ -227,6 +234,21 @@ commit_copies (struct flusher *flusher)
   }
 }
 
+static void
+reclaim (struct flusher *flusher)
+{
+  if (alloc_reclaim (flusher->alloc))
+    flusher_ask (flusher, FLUSHER_RECLAIM);
+}
+
+static void
+punch_parts (struct flusher *flusher)
+{
+  /* Others have their turn in between. */
+  if (trims_work (flusher->trims))
+    start_timer (flusher, &flusher->trim_timer, 0.);
+}
+
 /* Before and after all that touches the file. */
 static void
 begin_work (struct flusher *flusher)
@@ -271,8 +293,12 @@ do_work (struct flusher *flusher, unsigned work)
 {
   if (work & FLUSHER_EXTEND)
     extend (flusher);
-  if (work & FLUSHER_SCRUB)
+  if (work & FLUSHER_RECLAIM)
+    reclaim (flusher);
+  if (work & (FLUSHER_SCRUB | FLUSHER_RECLAIM))
     alloc_scrub (flusher->alloc);
+  if (work & FLUSHER_TRIM)
+    start_timer (flusher, &flusher->trim_timer, TRIM_SECONDS);
   if (work & (FLUSHER_SCRUB | FLUSHER_SPACE))
     find_space (flusher);
   if (work & FLUSHER_WRITE_BACK)
@@ -323,6 +349,18 @@ on_write_back_timer (struct ev_loop *loop, ev_timer *timer, int events)
   end_work (flusher);
 }
 
+static void
+on_trim_timer (struct ev_loop *loop, ev_timer *timer, int events)
+{
+  struct flusher *flusher = timer->data;
+
+  (void) loop;
+  (void) events;
+  begin_work (flusher);
+  punch_parts (flusher);
+  end_work (flusher);
+}
+
 /* With enospc=wait there may be space now: all who wait look for themselves. */
 static void
 on_retry_timer (struct ev_loop *loop, ev_timer *timer, int events)
@@ -341,12 +379,14 @@ on_retry_timer (struct ev_loop *loop, ev_timer *timer, int events)
 
 void
 flusher_init (struct flusher *flusher, struct alloc *alloc,
-              struct commit *commit, struct stats *stats,
-              const struct log *log, const struct flusher_options *options)
+              struct commit *commit, struct trims *trims,
+              struct stats *stats, const struct log *log,
+              const struct flusher_options *options)
 {
   *flusher = (struct flusher) {
     .alloc = alloc,
     .commit = commit,
+    .trims = trims,
     .stats = stats,
     .log = log,
     .copy_delay = options->copy_delay,
@@ -379,8 +419,10 @@ flusher_start (struct flusher *flusher)
   ev_timer_init (&flusher->commit_timer, on_commit_timer, 0., 0.);
   ev_timer_init (&flusher->write_back_timer, on_write_back_timer, 0., 0.);
   ev_timer_init (&flusher->retry_timer, on_retry_timer, 0., 0.);
+  ev_timer_init (&flusher->trim_timer, on_trim_timer, 0., 0.);
   flusher->wake.data = flusher->commit_timer.data =
-    flusher->write_back_timer.data = flusher->retry_timer.data = flusher;
+    flusher->write_back_timer.data = flusher->retry_timer.data =
+    flusher->trim_timer.data = flusher;
   ev_async_start (flusher->loop, &flusher->wake);
   r = thread_start (&flusher->thread, "ploop-flush", run, flusher);
   if (r < 0) {

@@ -5,6 +5,8 @@
  *
  *   extend       fresh clusters are few: the file grows ahead of need
  *   scrub        freed clusters go a step on
+ *   reclaim      leaked ones are freed, once the file may be changed
+ *   trim         parts of clusters that were trimmed a moment ago are punched
  *   write back   entries that were put off are due, or could not be written
  *   commit       unstable entries have waited for copy_delay
  *   lead         a commit that nobody waits for in a thread of their own
@@ -27,6 +29,7 @@
 #include "commit.h"
 #include "error.h"
 #include "stats.h"
+#include "trims.h"
 
 /* Whoever needs space that is not there. */
 struct flusher_waiter {
@@ -42,6 +45,7 @@ struct flusher_waiter {
 struct flusher {
   struct alloc *alloc;
   struct commit *commit;
+  struct trims *trims;
   struct stats *stats;
   const struct log *log;
   unsigned copy_delay;          /* ms */
@@ -52,7 +56,7 @@ struct flusher {
   struct ev_loop *loop;         /* NULL: not started */
   pthread_t thread;
   ev_async wake;
-  ev_timer commit_timer, write_back_timer, retry_timer;
+  ev_timer commit_timer, write_back_timer, retry_timer, trim_timer;
   _Atomic unsigned work;        /* what was asked for: bits by enum */
 
   pthread_mutex_t lock;         /* for what follows */
@@ -71,7 +75,9 @@ enum flusher_work {
   FLUSHER_COMMIT = 8,
   FLUSHER_SPACE = 16,
   FLUSHER_LEAD = 32,
-  FLUSHER_STOP = 64,
+  FLUSHER_RECLAIM = 64,
+  FLUSHER_TRIM = 128,
+  FLUSHER_STOP = 256,
 };
 
 struct flusher_options {
@@ -83,8 +89,8 @@ struct flusher_options {
 
 /* Before flusher_start, flusher_ask does nothing. */
 void flusher_init (struct flusher *flusher, struct alloc *alloc,
-                   struct commit *commit, struct stats *stats,
-                   const struct log *log,
+                   struct commit *commit, struct trims *trims,
+                   struct stats *stats, const struct log *log,
                    const struct flusher_options *options);
 
 /* Start the thread.  Returns 0 or a negative errno. */

@@ -120,10 +120,10 @@ add_run (struct freed_batch *batch, uint64_t offset, uint64_t length)
   g_array_append_val (batch->runs, run);
 }
 
-void
-freed_add (struct freed *freed, uint32_t entry, uint64_t removal)
+static void
+add (struct freed *freed, uint64_t offset, uint64_t length, uint64_t removal)
 {
-  const struct format_layout *layout = &freed->delta->layout;
+  const uint64_t nr = length / freed->delta->layout.cluster_size;
   struct freed_batch *batch;
   bool first;
 
@@ -132,13 +132,28 @@ freed_add (struct freed *freed, uint32_t entry, uint64_t removal)
   if (first)
     freed->open = new_batch (freed);
   batch = freed->open;
-  add_run (batch, format_entry_offset (layout, entry), layout->cluster_size);
-  batch->nr_clusters++;
+  add_run (batch, offset, length);
+  batch->nr_clusters += nr;
   batch->change = MAX (batch->change, removal);
-  atomic_fetch_add_explicit (&freed->nr_pending, 1, memory_order_release);
+  atomic_fetch_add_explicit (&freed->nr_pending, nr, memory_order_release);
   pthread_mutex_unlock (&freed->lock);
   if (first)
     freed->news (freed->opaque);
+}
+
+void
+freed_add (struct freed *freed, uint32_t entry, uint64_t removal)
+{
+  const struct format_layout *layout = &freed->delta->layout;
+
+  add (freed, format_entry_offset (layout, entry), layout->cluster_size,
+       removal);
+}
+
+void
+freed_add_unused (struct freed *freed, uint64_t offset, uint64_t length)
+{
+  add (freed, offset, length, 0);
 }
 
 /* ---- Step 1: grace ----------------------------------------------------- */
@@ -214,8 +229,8 @@ clear_run (struct freed *freed, const struct run *run)
   int r = delta_punch (freed->delta, run->length, run->offset);
 
   stats_add (freed->stats, STATS_PUNCHES, 1);
-  return r == -ENOTSUP ? delta_zero (freed->delta, run->length, run->offset)
-                       : r;
+  return r == -ENOTSUP
+           ? delta_zero (freed->delta, run->length, run->offset, false) : r;
 }
 
 static void

@@ -59,6 +59,11 @@ void freed_destroy (struct freed *freed);
  */
 void freed_add (struct freed *freed, uint32_t entry, uint64_t removal);
 
+/* The same for LENGTH bytes of the file at OFFSET, whole clusters that no map
+ * word and no BAT entry on disk has named since the file was opened.
+ */
+void freed_add_unused (struct freed *freed, uint64_t offset, uint64_t length);
+
 /* Clusters that have not come to their end. */
 static inline uint64_t
 freed_nr_pending (const struct freed *freed)

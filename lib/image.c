@@ -91,6 +91,7 @@ refuse_conversion (const struct delta *delta, GError **error)
 struct loading {
   struct ploop_image *image;
   GArray *lost;                 /* of uint32_t: guest clusters */
+  GArray *leaks;                /* of struct alloc_leak */
   GError **error;
   bool failed;
 };
@@ -124,15 +125,30 @@ load_fault (void *opaque, const struct bat_fault *fault)
   return false;
 }
 
+static void
+load_leak (void *opaque, uint64_t first, uint64_t nr)
+{
+  struct loading *loading = opaque;
+  const struct alloc_leak leak = { first, nr };
+
+  g_array_append_val (loading->leaks, leak);
+}
+
 /* Read the BAT into the map. */
 static int
 load_map (struct ploop_image *image, struct bat_summary *summary,
-          GArray *lost, GError **error)
+          GArray *lost, GArray *leaks, GError **error)
 {
-  struct loading loading = { .image = image, .lost = lost, .error = error };
+  struct loading loading = {
+    .image = image,
+    .lost = lost,
+    .leaks = leaks,
+    .error = error,
+  };
   const struct bat_visitor visitor = {
     .entry = load_entry,
     .fault = load_fault,
+    .leak = load_leak,
     .opaque = &loading,
   };
   const struct delta *delta = image->disk.delta;
@@ -211,14 +227,32 @@ after_commit (void *opaque)
     flusher_ask (&disk->flusher, FLUSHER_SCRUB);
 }
 
+static void
+ask_to_reclaim (void *opaque)
+{
+  struct disk *disk = opaque;
+
+  if (disk->alloc.leaks && disk->alloc.leaks->len > 0)
+    flusher_ask (&disk->flusher, FLUSHER_RECLAIM);
+}
+
+static void
+ask_to_punch_parts (void *opaque)
+{
+  struct disk *disk = opaque;
+
+  flusher_ask (&disk->flusher, FLUSHER_TRIM);
+}
+
 /* What only a writer needs. */
 static int
 prepare_writing (struct ploop_image *image,
                  const struct bat_summary *summary, GArray *lost,
-                 GError **error)
+                 GArray *leaks, GError **error)
 {
   struct disk *disk = &image->disk;
   const struct alloc_options alloc_options = {
+    .leaks = leaks,
     .data_end = summary->data_end,
     .nr_unmapped =
       disk->map.nr_clusters - (summary->nr_allocated - lost->len),
@@ -228,10 +262,16 @@ prepare_writing (struct ploop_image *image,
     .opaque = disk,
   };
   const struct commit_hooks hooks = {
+    .marked = ask_to_reclaim,
     .need_leader = ask_to_lead,
     .put_off = ask_to_write_back,
     .unstable = ask_to_commit,
     .committed = after_commit,
+    .opaque = disk,
+  };
+  const struct trims_options trims_options = {
+    .punches = image->options.discard == PLOOP_DISCARD_UNMAP,
+    .news = ask_to_punch_parts,
     .opaque = disk,
   };
   int r;
@@ -246,6 +286,8 @@ prepare_writing (struct ploop_image *image,
     error_set_system (error, r, "%s: no memory to write", disk->delta->path);
     return -1;
   }
+  trims_init (&disk->trims, disk->delta, &disk->map, &disk->commit,
+              &disk->alloc, &trims_options);
   return 0;
 }
 
@@ -253,10 +295,12 @@ static int
 load_image (struct ploop_image *image, GError **error)
 {
   g_autoptr (GArray) lost = g_array_new (FALSE, FALSE, sizeof (uint32_t));
+  g_autoptr (GArray) leaks =
+    g_array_new (FALSE, FALSE, sizeof (struct alloc_leak));
   struct bat_summary summary;
 
   if (refuse_conversion (image->disk.delta, error)
-      || load_map (image, &summary, lost, error) < 0)
+      || load_map (image, &summary, lost, leaks, error) < 0)
     return -1;
   log_debug (&image->log, "%s: version %u, %" G_GUINT64_FORMAT " bytes, "
              "clusters of %" G_GUINT32_FORMAT " bytes, %" G_GUINT32_FORMAT
@@ -267,7 +311,7 @@ load_image (struct ploop_image *image, GError **error)
              ploop_is_read_only (image) ? "reading" : "writing");
   if (ploop_is_read_only (image))
     return 0;
-  return prepare_writing (image, &summary, lost, error);
+  return prepare_writing (image, &summary, lost, leaks, error);
 }
 
 /* ---- Options ----------------------------------------------------------- */
@@ -286,6 +330,8 @@ check_options (const struct ploop_open_options *options, const char *path,
       && options->cache <= PLOOP_CACHE_WRITETHROUGH
       && options->prealloc_mode <= PLOOP_PREALLOC_TRUNCATE
       && options->enospc <= PLOOP_ENOSPC_WAIT
+      && options->discard <= PLOOP_DISCARD_OFF
+      && options->detect_zeroes <= PLOOP_DETECT_ZEROES_UNMAP
       && options->prealloc <= PLOOP_MAX_PREALLOC
       && options->copy_delay <= PLOOP_MAX_DELAY
       && options->writeback_delay <= PLOOP_MAX_DELAY)
@@ -294,10 +340,11 @@ check_options (const struct ploop_open_options *options, const char *path,
                "%s: an option is out of range: runners %u (at most %u), prealloc "
                "%" G_GUINT64_FORMAT " (%" G_GUINT64_FORMAT "), copy delay %u "
                "and write-back delay %u ms (%u), cache %d, prealloc mode %d, "
-               "enospc %d", path, options->runners, PLOOP_MAX_RUNNERS,
+               "enospc %d, discard %d, detect zeroes %d", path, options->runners, PLOOP_MAX_RUNNERS,
                options->prealloc, PLOOP_MAX_PREALLOC, options->copy_delay,
                options->writeback_delay, PLOOP_MAX_DELAY, (int) options->cache,
-               (int) options->prealloc_mode, (int) options->enospc);
+               (int) options->prealloc_mode, (int) options->enospc,
+               (int) options->discard, (int) options->detect_zeroes);
   return false;
 }
 
@@ -332,20 +379,25 @@ init_engine (struct ploop_image *image)
 
   disk->stats = stats_new (image->options.measure_latency);
   gate_init (&disk->gate);
-  flusher_init (&disk->flusher, &disk->alloc, &disk->commit, disk->stats,
-                &image->log, &flusher_options);
+  disk->discard = image->options.discard;
+  disk->detect_zeroes = image->options.detect_zeroes;
+  flusher_init (&disk->flusher, &disk->alloc, &disk->commit, &disk->trims,
+                disk->stats, &image->log, &flusher_options);
   submit_init (&image->submit, disk, !image->options.no_fast_path,
                image->options.cache == PLOOP_CACHE_WRITETHROUGH);
   if (image->options.cache == PLOOP_CACHE_NONE)
     delta_use_direct (disk->delta, &image->log);
   if (image->options.prealloc_mode == PLOOP_PREALLOC_TRUNCATE)
     delta_reserve_nothing (disk->delta);
+  if (image->options.discard == PLOOP_DISCARD_KEEP)
+    delta_make_no_holes (disk->delta);
 }
 
 static void
 free_image (struct ploop_image *image)
 {
   /* A grace period that ends now still asks the flusher. */
+  trims_destroy (&image->disk.trims);
   alloc_destroy (&image->disk.alloc);
   flusher_destroy (&image->disk.flusher);
   submit_destroy (&image->submit);
@@ -456,6 +508,9 @@ finish (struct disk *disk)
                       && format_is_dirty (disk->delta->header.in_use);
   int r;
 
+  trims_finish (&disk->trims);
+  while (commit_is_marked (&disk->commit) && alloc_reclaim (&disk->alloc))
+    continue;
   r = commit_flush (&disk->commit);
   if (r < 0) {
     /* What can still be saved: entries that were put off. */
@@ -533,11 +588,33 @@ ploop_is_rotational (const ploop_image *image)
   return delta_is_rotational (image->disk.delta);
 }
 
+/* The flags that a request may have. */
+static unsigned
+known_flags (enum ploop_operation operation)
+{
+  switch (operation) {
+  case PLOOP_WRITE:
+  case PLOOP_TRIM:
+    return PLOOP_FUA;
+  case PLOOP_ZERO:
+    return PLOOP_FUA | PLOOP_UNMAP | PLOOP_FAST;
+  default:
+    return 0;
+  }
+}
+
+static bool
+is_on_disk (const ploop_image *image, uint64_t length, uint64_t offset)
+{
+  const uint64_t size = ploop_size (image);
+
+  return offset <= size && length <= size - offset;
+}
+
 /* 0, or why a request is refused. */
 static int
 check_request (const ploop_image *image, const ploop_request *request)
 {
-  const uint64_t size = ploop_size (image);
   const bool changes = request->operation == PLOOP_WRITE
                        || request->operation == PLOOP_ZERO
                        || request->operation == PLOOP_TRIM;
@@ -546,8 +623,8 @@ check_request (const ploop_image *image, const ploop_request *request)
     return request->flags == 0 ? 0 : -EINVAL;
   if (request->operation != PLOOP_READ && !changes)
     return -EINVAL;
-  if (request->offset > size || request->length > size - request->offset
-      || (request->flags & ~(changes ? PLOOP_FUA : 0)) != 0)
+  if (!is_on_disk (image, request->length, request->offset)
+      || (request->flags & ~known_flags (request->operation)) != 0)
     return -EINVAL;
   return changes && ploop_is_read_only (image) ? -EROFS : 0;
 }
@@ -628,6 +705,38 @@ int
 ploop_flush (ploop_image *image)
 {
   return do_without_data (image, PLOOP_FLUSH, 0, 0, 0);
+}
+
+int
+ploop_extents (ploop_image *image, uint64_t length, uint64_t offset,
+               unsigned flags, ploop_extent_fn fn, void *opaque)
+{
+  int r;
+
+  if (!is_on_disk (image, length, offset)
+      || (flags & ~PLOOP_EXTENTS_DETAIL) != 0)
+    return -EINVAL;
+  r = gate_enter (&image->disk.gate);
+  if (r < 0)
+    return r;
+  r = request_extents (&image->disk, length, offset, flags, fn, opaque);
+  gate_leave (&image->disk.gate);
+  return r;
+}
+
+int
+ploop_prefetch (ploop_image *image, uint64_t length, uint64_t offset)
+{
+  int r;
+
+  if (!is_on_disk (image, length, offset))
+    return -EINVAL;
+  r = gate_enter (&image->disk.gate);
+  if (r < 0)
+    return r;
+  request_prefetch (&image->disk, length, offset);
+  gate_leave (&image->disk.gate);
+  return 0;
 }
 
 int

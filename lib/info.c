@@ -49,7 +49,7 @@ lock_state (const struct delta *delta)
 int
 ploop_get_info (const char *path, struct ploop_info *info, GError **error)
 {
-  const struct bat_visitor count_only = { NULL, NULL, NULL };
+  const struct bat_visitor count_only = { .opaque = NULL };
   struct delta *delta = delta_open (path, DELTA_LOCK_NONE, error);
   struct bat_summary summary;
   struct stat st;

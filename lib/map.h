@@ -7,6 +7,8 @@
  *
  *   bits 0-31    BAT entry: the host cluster, as stored in its delta
  *   bits 32-39   level: which delta, 0 the base
+ *   bit  58      trimmed: parts of it have been trimmed; who writes to it asks
+ *                trims.h
  *   bit  59      ready: new, but a write has succeeded that waits for the entry
  *   bit  60      covered: unstable, and a sync that makes it stable is running
  *   bit  61      unstable: the entry must not reach the disk before a sync
@@ -14,12 +16,15 @@
  *                mapped it may take it back
  *   bit  63      mapped; a word of 0 means that no delta has the cluster
  *
- * Pages of the array that were never touched take no memory (sparse.h).
+ * Pages of the array that were never touched take no memory (sparse.h), and a
+ * bitmap of those in which something was mapped once lets a search skip them
+ * without touching them: a disk of 16 TiB is looked through in microseconds when
+ * it is empty.
  *
  * Ordering: every load here is an acquire and every change a release.  Who
- * sees a word also sees what was done before it was published.  Mapping and
- * becoming ready need no lock; every other change is made under the lock of
- * the cluster's BAT page (commit.h).
+ * sees a word also sees what was done before it was published.  Mapping,
+ * becoming ready and being trimmed in part need no lock; every other change is
+ * made under the lock of the cluster's BAT page (commit.h).
  */
 
 #ifndef PLOOP_LIB_MAP_H
@@ -38,10 +43,15 @@
 #define MAP_UNSTABLE (UINT64_C (1) << 61)
 #define MAP_COVERED (UINT64_C (1) << 60)
 #define MAP_READY (UINT64_C (1) << 59)
+#define MAP_TRIMMED (UINT64_C (1) << 58)
 #define MAP_LEVEL_SHIFT 32
+
+/* Words that share a bit of the bitmap: a page of them. */
+#define MAP_STRETCH 512u
 
 struct map {
   _Atomic uint64_t *words;
+  _Atomic uint64_t *occupied;   /* a bit a stretch; only goes up */
   uint64_t nr_clusters;
 };
 
@@ -73,6 +83,16 @@ map_word_is_unstable (uint64_t word)
   return (word & MAP_UNSTABLE) != 0;
 }
 
+/* Do two words name the same host cluster? */
+static inline bool
+map_word_is_same_place (uint64_t word, uint64_t other)
+{
+  const uint64_t flags =
+    MAP_NEW | MAP_READY | MAP_UNSTABLE | MAP_COVERED | MAP_TRIMMED;
+
+  return ((word ^ other) & ~flags) == 0;
+}
+
 static inline unsigned
 map_word_level (uint64_t word)
 {
@@ -92,6 +112,24 @@ map_lookup (const struct map *map, uint64_t cluster)
   return atomic_load_explicit (&map->words[cluster], memory_order_acquire);
 }
 
+/* The first mapped cluster from FROM up to END, or END. */
+uint64_t map_next_mapped (const struct map *map, uint64_t from, uint64_t end);
+
+/* Something will be mapped in CLUSTER's stretch. */
+static inline void
+map_occupy (struct map *map, uint64_t cluster)
+{
+  const uint64_t stretch = cluster / MAP_STRETCH;
+  const uint64_t bit = UINT64_C (1) << stretch % 64;
+  _Atomic uint64_t *bits = &map->occupied[stretch / 64];
+
+  /* Release: the word follows, with a release of its own, so whoever is told
+   * of it finds the bit.
+   */
+  if (G_UNLIKELY (!(atomic_load_explicit (bits, memory_order_relaxed) & bit)))
+    atomic_fetch_or_explicit (bits, bit, memory_order_release);
+}
+
 /* Map CLUSTER to WORD if nobody has mapped it.  Returns true, or false with
  * the word that is there in *FOUND.
  */
@@ -100,6 +138,7 @@ map_publish (struct map *map, uint64_t cluster, uint64_t word,
              uint64_t *found)
 {
   *found = 0;
+  map_occupy (map, cluster);
   return atomic_compare_exchange_strong_explicit (&map->words[cluster], found,
                                                   word, memory_order_acq_rel,
                                                   memory_order_acquire);
@@ -128,10 +167,17 @@ map_replace (struct map *map, uint64_t cluster, uint64_t *word, uint64_t by)
                                                   memory_order_acquire);
 }
 
+/* Set or clear MAP_TRIMMED of CLUSTER, if it is mapped as WORD says and, to set
+ * it, not new.  Returns false when it is not.
+ */
+bool map_set_trimmed (struct map *map, uint64_t cluster, uint64_t word);
+bool map_clear_trimmed (struct map *map, uint64_t cluster, uint64_t word);
+
 /* While nobody else uses the map: at open. */
 static inline void
 map_fill (struct map *map, uint64_t cluster, uint64_t word)
 {
+  map_occupy (map, cluster);
   atomic_store_explicit (&map->words[cluster], word, memory_order_relaxed);
 }
 

@@ -81,6 +81,24 @@ enum ploop_enospc {
   PLOOP_ENOSPC_WAIT,            /* waits until there is space */
 };
 
+/* What becomes of what is trimmed. */
+enum ploop_discard {
+  PLOOP_DISCARD_UNMAP,          /* clusters are unmapped, their space and that
+                                   of parts of others is given back */
+  PLOOP_DISCARD_KEEP,           /* clusters are unmapped and used again, but no
+                                   hole is made in the file: for programs that
+                                   do not know any */
+  PLOOP_DISCARD_OFF,            /* nothing */
+};
+
+/* What a write does whose data is zeros, cluster by cluster. */
+enum ploop_detect_zeroes {
+  PLOOP_DETECT_ZEROES_OFF,      /* what every write does */
+  PLOOP_DETECT_ZEROES_ON,       /* allocates nothing for them */
+  PLOOP_DETECT_ZEROES_UNMAP,    /* and gives back what they replace, as a trim
+                                   does */
+};
+
 /* The most runners that an image may have. */
 #define PLOOP_MAX_RUNNERS 16u
 
@@ -96,6 +114,8 @@ struct ploop_open_options {
   enum ploop_cache cache;       /* writeback */
   enum ploop_prealloc_mode prealloc_mode;       /* falloc */
   enum ploop_enospc enospc;     /* report */
+  enum ploop_discard discard;   /* unmap */
+  enum ploop_detect_zeroes detect_zeroes;       /* off */
   unsigned runners;             /* worker threads, 1 to PLOOP_MAX_RUNNERS; 0: one
                                    a CPU */
   uint64_t prealloc;            /* bytes that one extension adds, at most
@@ -187,10 +207,18 @@ bool ploop_is_read_only (const ploop_image *image);
 /* True when the file lies on a device that the kernel knows to rotate. */
 bool ploop_is_rotational (const ploop_image *image);
 
-/* Flag for requests that write: do not return before this request, by itself,
- * is on stable storage.
- */
+/* Flags for requests that write. */
+
+/* Do not return before this request, by itself, is on stable storage. */
 #define PLOOP_FUA 1u
+
+/* Only for zeroing: the space may be given back. */
+#define PLOOP_UNMAP 2u
+
+/* Only for zeroing: return -ENOTSUP at once when it would take as long as
+ * writing zeros.
+ */
+#define PLOOP_FAST 4u
 
 /* Read LENGTH bytes at byte OFFSET of the guest's disk into BUF.  Clusters
  * that were never written read as zeros.
@@ -216,9 +244,13 @@ int ploop_pwrite (ploop_image *image, const void *buf, size_t length,
                   uint64_t offset, unsigned flags);
 
 /* Make LENGTH bytes at byte OFFSET read as zeros.  Clusters without data stay
- * without; space that is allocated stays allocated.
+ * without.
  *
- * LENGTH may be as large as the disk.  Flags and errors as for ploop_pwrite.
+ * LENGTH may be as large as the disk.  FLAGS are PLOOP_FUA, PLOOP_UNMAP and
+ * PLOOP_FAST.  With PLOOP_UNMAP (and not PLOOP_DISCARD_OFF) whole clusters are
+ * unmapped, and the space of parts of others is given back in the background;
+ * without it, space that is allocated stays so.  Errors as for ploop_pwrite, and
+ * -ENOTSUP with PLOOP_FAST: a part of the range may be zeros then.
  */
 int ploop_zero (ploop_image *image, uint64_t length, uint64_t offset,
                 unsigned flags);
@@ -227,8 +259,10 @@ int ploop_zero (ploop_image *image, uint64_t length, uint64_t offset,
  * zeros or as before from now on.
  *
  * Whole clusters are unmapped; their space is given back to the file system
- * and used again.  What is less than a cluster is left as it is.  LENGTH may be
- * as large as the disk.  Flags and errors as for ploop_pwrite.
+ * and used again.  Parts of clusters are given back in the background, down to
+ * the blocks of the file system; a cluster of which nothing is left is unmapped
+ * then.  LENGTH may be as large as the disk.  FLAGS is 0 or PLOOP_FUA, errors
+ * are as for ploop_pwrite.  See enum ploop_discard.
  */
 int ploop_trim (ploop_image *image, uint64_t length, uint64_t offset,
                 unsigned flags);
@@ -241,6 +275,40 @@ int ploop_trim (ploop_image *image, uint64_t length, uint64_t offset,
  * reports such a failure once and then forgets the data.
  */
 int ploop_flush (ploop_image *image);
+
+/* Look also for holes of the file inside clusters; where the file system tells
+ * them truly.
+ */
+#define PLOOP_EXTENTS_DETAIL 1u
+
+/* LENGTH bytes of the disk at byte OFFSET read as zeros and take no space
+ * (HOLE), or may be data.  Returns 0 to go on; anything else ends it.  Must not
+ * call the library.
+ */
+typedef int (*ploop_extent_fn) (void *opaque, uint64_t offset,
+                                uint64_t length, bool hole);
+
+/* Tell FN which of LENGTH bytes at byte OFFSET are holes: one call an extent, in
+ * order, without gaps, neighbours of one kind joined; together the range, and no
+ * more.  FLAGS is 0 or PLOOP_EXTENTS_DETAIL.
+ *
+ * What was answered before this call is never in a hole if it was data; of what
+ * is written meanwhile either may be told.
+ *
+ * Blocks only while requests are held back, and with PLOOP_EXTENTS_DETAIL for a
+ * system call or two a hole; from any thread.  Returns 0, -EINVAL, -ESHUTDOWN or
+ * what FN returned.
+ */
+int ploop_extents (ploop_image *image, uint64_t length, uint64_t offset,
+                   unsigned flags, ploop_extent_fn fn, void *opaque);
+
+/* LENGTH bytes at byte OFFSET will be read soon: let the page cache have them.
+ * Does nothing where data goes past it (PLOOP_CACHE_NONE).
+ *
+ * Does not wait for the disk; from any thread.  Returns 0, -EINVAL or
+ * -ESHUTDOWN.
+ */
+int ploop_prefetch (ploop_image *image, uint64_t length, uint64_t offset);
 
 /* ---- The guest's disk, without waiting --------------------------------- */
 

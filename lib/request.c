@@ -12,6 +12,9 @@
  *
  * When the write fails the cluster is unmapped again, unless another request has
  * written to it meanwhile (commit.c tells how that is known).
+ *
+ * A cluster of which parts are trimmed is a piece of its own for a write, too,
+ * which tells trims.h before and after.
  */
 
 #include <config.h>
@@ -49,13 +52,42 @@ first_piece (const struct disk *disk, uint64_t length, uint64_t offset)
   return extent;
 }
 
+/* The cluster behind a range of the disk. */
+static uint64_t
+end_cluster (const struct disk *disk, uint64_t length, uint64_t offset)
+{
+  const uint64_t cluster_size = disk->delta->layout.cluster_size;
+
+  return (offset + length + cluster_size - 1) / cluster_size;
+}
+
+/* Where CLUSTER begins on the disk, or LIMIT if that is not behind it. */
+static uint64_t
+cluster_offset (const struct disk *disk, uint64_t cluster, uint64_t limit)
+{
+  return MIN (cluster * disk->delta->layout.cluster_size, limit);
+}
+
+/* As much of LENGTH bytes at OFFSET, not 0, as no delta has: 0 if the first one
+ * is mapped.
+ */
+static uint64_t
+unmapped_length (const struct disk *disk, uint64_t length, uint64_t offset)
+{
+  const uint64_t first = offset / disk->delta->layout.cluster_size;
+  const uint64_t mapped =
+    map_next_mapped (&disk->map, first, end_cluster (disk, length, offset));
+
+  return mapped == first
+           ? 0 : cluster_offset (disk, mapped, offset + length) - offset;
+}
+
 /* Add the clusters that follow, up to LENGTH bytes in all, as long as they are
- * like the first: not mapped, or mapped to one range of the file, and all new or
- * none.
+ * mapped to one range of the file as the first, and all of them new or none, all
+ * trimmed in part or none.
  */
 static void
-join_clusters (const struct disk *disk, struct extent *extent,
-               uint64_t length)
+join_mapped (const struct disk *disk, struct extent *extent, uint64_t length)
 {
   const uint64_t cluster_size = disk->delta->layout.cluster_size;
   uint64_t next = extent->cluster + 1;
@@ -63,10 +95,8 @@ join_clusters (const struct disk *disk, struct extent *extent,
   for (; extent->length < length; next++) {
     const uint64_t word = map_lookup (&disk->map, next);
 
-    if ((word ^ extent->word) & (MAP_MAPPED | MAP_NEW))
-      return;
-    if (map_word_is_mapped (word)
-        && host_cluster_offset (disk, word)
+    if (((word ^ extent->word) & (MAP_MAPPED | MAP_NEW | MAP_TRIMMED))
+        || host_cluster_offset (disk, word)
              != extent->host_offset + extent->length)
       return;
     extent->length += MIN (length - extent->length, cluster_size);
@@ -78,7 +108,12 @@ next_extent (const struct disk *disk, uint64_t length, uint64_t offset)
 {
   struct extent extent = first_piece (disk, length, offset);
 
-  join_clusters (disk, &extent, length);
+  if (map_word_is_mapped (extent.word))
+    join_mapped (disk, &extent, length);
+  else if (extent.length < length)
+    /* It may have been mapped a moment ago. */
+    extent.length = MAX (unmapped_length (disk, length, offset),
+                         extent.length);
   return extent;
 }
 
@@ -153,8 +188,35 @@ allocate (struct disk *disk, uint64_t cluster, uint64_t *word)
   return 0;
 }
 
+/* Some of a cluster is written to, or was a moment ago: that part is trimmed no
+ * longer.
+ */
+static void
+tell_trims (struct disk *disk, uint64_t cluster, uint64_t length,
+            uint64_t offset)
+{
+  const uint64_t start = cluster * disk->delta->layout.cluster_size;
+  const uint64_t from = MAX (offset, start);
+  const uint64_t to = MIN (offset + length,
+                           start + disk->delta->layout.cluster_size);
+
+  trims_write (&disk->trims, cluster, (uint32_t) (from - start),
+               (uint32_t) (to - start));
+}
+
+/* The same for all clusters of a range that have been trimmed in part. */
+static void
+tell_trims_of_all (struct disk *disk, uint64_t length, uint64_t offset)
+{
+  const uint64_t end = end_cluster (disk, length, offset);
+
+  for (uint64_t c = offset / disk->delta->layout.cluster_size; c < end; c++)
+    if (G_UNLIKELY (map_lookup (&disk->map, c) & MAP_TRIMMED))
+      tell_trims (disk, c, length, offset);
+}
+
 /* The next piece of a write: as many mapped clusters as have what they need, or
- * one that is new, or becomes so.
+ * one that is new, or becomes so, or that was trimmed in part.
  */
 static int
 next_mapped_extent (struct disk *disk, uint64_t length, uint64_t offset,
@@ -169,8 +231,10 @@ next_mapped_extent (struct disk *disk, uint64_t length, uint64_t offset,
     extent->host_offset = host_cluster_offset (disk, extent->word)
                           + offset % disk->delta->layout.cluster_size;
   }
-  if (!map_word_is_new (extent->word))
-    join_clusters (disk, extent, length);
+  if (G_UNLIKELY (extent->word & MAP_TRIMMED))
+    tell_trims (disk, extent->cluster, extent->length, offset);
+  else if (!map_word_is_new (extent->word))
+    join_mapped (disk, extent, length);
   return 0;
 }
 
@@ -185,15 +249,19 @@ take_back (struct disk *disk, const struct extent *extent)
   alloc_free (&disk->alloc, map_word_entry (extent->word), removal);
 }
 
-/* Write one piece.  Returns COMMIT_REMAPPED when it has to be done again. */
+/* Write one piece, which is at OFFSET.  Returns COMMIT_REMAPPED when it has to be
+ * done again.
+ */
 static int
-write_extent (struct disk *disk, const void *buf, const struct extent *extent)
+write_extent (struct disk *disk, const void *buf, const struct extent *extent,
+              uint64_t offset)
 {
   int r = delta_pwrite (disk->delta, buf, (size_t) extent->length,
                         extent->host_offset);
 
   /* Noted also when it failed: some of it may have been written. */
   changes_note (&disk->changes);
+  tell_trims_of_all (disk, extent->length, offset);
   if (!map_word_is_new (extent->word))
     return r;
   if (r == 0)
@@ -212,7 +280,7 @@ write_all (struct disk *disk, const void *buf, size_t length, uint64_t offset)
 
     if (r != 0)
       return r;
-    r = write_extent (disk, buf, &extent);
+    r = write_extent (disk, buf, &extent, offset);
     if (r == COMMIT_REMAPPED)
       continue;
     if (r < 0)
@@ -232,7 +300,8 @@ is_durable_alone (const struct disk *disk, uint64_t length, uint64_t offset,
   const uint64_t cluster_size = disk->delta->layout.cluster_size;
   const struct extent extent = next_extent (disk, length, offset);
 
-  if (extent.length < length || !map_word_is_mapped (extent.word))
+  if (extent.length < length || !map_word_is_mapped (extent.word)
+      || (extent.word & MAP_TRIMMED))
     return false;
   for (uint64_t c = extent.cluster; c <= (offset + length - 1) / cluster_size;
        c++)
@@ -246,10 +315,11 @@ is_durable_alone (const struct disk *disk, uint64_t length, uint64_t offset,
 /* A forced write whose BAT entries are durable needs no more than itself. */
 static int
 write_durable (struct disk *disk, const void *buf, size_t length,
-               uint64_t host_offset)
+               uint64_t offset, uint64_t host_offset)
 {
   int r = delta_pwrite_durable (disk->delta, buf, length, host_offset);
 
+  tell_trims_of_all (disk, length, offset);
   stats_add (disk->stats, STATS_DURABLE_WRITES, 1);
   /* Others may see the data now: a flush has to ask the kernel about it. */
   if (r < 0)
@@ -257,11 +327,205 @@ write_durable (struct disk *disk, const void *buf, size_t length,
   return explain (disk, r, REQUEST_NEEDS_ROOM);
 }
 
+static int
+write_data (struct disk *disk, const void *buf, size_t length,
+            uint64_t offset, bool fua, bool *durable)
+{
+  uint64_t host_offset;
+
+  if (fua && !commit_is_busy (&disk->commit)
+      && is_durable_alone (disk, length, offset, &host_offset))
+    return write_durable (disk, buf, length, offset, host_offset);
+  *durable = false;
+  return write_all (disk, buf, length, offset);
+}
+
+/* ---- Unmapping --------------------------------------------------------- */
+
+/* A cluster that is new belongs to a write that runs at the same time: let that
+ * be the later of the two.
+ */
+static int
+unmap_cluster (struct disk *disk, uint64_t cluster, uint64_t word)
+{
+  uint64_t removal;
+  int r = commit_begin (&disk->commit);
+
+  if (r < 0)
+    return r;
+  if (commit_remove (&disk->commit, cluster, word, &removal))
+    alloc_free (&disk->alloc, map_word_entry (word), removal);
+  return 0;
+}
+
+/* A piece of a range: whole clusters that no delta has, or what lies in one that
+ * is mapped.
+ */
+static struct extent
+next_piece (const struct disk *disk, uint64_t length, uint64_t offset)
+{
+  struct extent piece = { .length = unmapped_length (disk, length, offset) };
+
+  return piece.length > 0 ? piece : first_piece (disk, length, offset);
+}
+
+/* Is a piece at OFFSET all there is of its cluster?  The disk's last one may be
+ * shorter than others.
+ */
+static bool
+is_whole_cluster (const struct disk *disk, const struct extent *piece,
+                  uint64_t offset)
+{
+  const struct format_layout *layout = &disk->delta->layout;
+
+  return offset % layout->cluster_size == 0
+         && (piece->length == layout->cluster_size
+             || offset + piece->length == layout->size);
+}
+
+/* A part of a cluster has been given up; with nothing left, so is the cluster. */
+static int
+trim_part (struct disk *disk, const struct extent *piece, uint64_t offset)
+{
+  const uint32_t from =
+    (uint32_t) (offset % disk->delta->layout.cluster_size);
+  int r = commit_begin (&disk->commit);
+
+  if (r < 0
+      || !trims_add (&disk->trims, piece->cluster, piece->word, from,
+                     from + (uint32_t) piece->length))
+    return r;
+  return unmap_cluster (disk, piece->cluster, piece->word);
+}
+
+static int
+trim_piece (struct disk *disk, const struct extent *piece, uint64_t offset)
+{
+  if (!map_word_is_mapped (piece->word) || map_word_is_new (piece->word))
+    return 0;
+  if (is_whole_cluster (disk, piece, offset))
+    return unmap_cluster (disk, piece->cluster, piece->word);
+  return trim_part (disk, piece, offset);
+}
+
+int
+request_trim (struct disk *disk, uint64_t length, uint64_t offset,
+              bool *durable)
+{
+  int r = 0;
+
+  if (disk->discard == PLOOP_DISCARD_OFF)
+    return 0;
+  *durable = false;             /* as for zeroing */
+  while (length > 0 && r == 0) {
+    const struct extent piece = next_piece (disk, length, offset);
+
+    r = trim_piece (disk, &piece, offset);
+    offset += piece.length;
+    length -= piece.length;
+  }
+  return r;
+}
+
+int
+request_end_unmapping (struct disk *disk, uint64_t length, uint64_t offset)
+{
+  int r;
+
+  if (length == 0)
+    return 0;
+  r = commit_write_back (&disk->commit,
+                         offset / disk->delta->layout.cluster_size,
+                         end_cluster (disk, length, offset) - 1);
+  if (r < 0)
+    flusher_ask (&disk->flusher, FLUSHER_WRITE_BACK);
+  return r;
+}
+
+/* ---- Writing zeros ----------------------------------------------------- */
+
+static bool
+is_zeros (const char *buf, size_t length)
+{
+  /* What memcmp compares with itself, a byte further on, is all like its first:
+   * at the speed of memory.
+   */
+  return buf[0] == 0 && memcmp (buf, buf + 1, length - 1) == 0;
+}
+
+/* The longest piece of a write at OFFSET that ends where a cluster does and whose
+ * parts in each cluster are all zeros, or none of them is.
+ */
+static size_t
+like_piece (const struct disk *disk, const char *buf, size_t length,
+            uint64_t offset, bool *zeros)
+{
+  const uint64_t cluster_size = disk->delta->layout.cluster_size;
+  size_t n = (size_t) MIN (length, cluster_size - offset % cluster_size);
+
+  *zeros = is_zeros (buf, n);
+  while (n < length) {
+    const size_t more = (size_t) MIN (length - n, cluster_size);
+
+    if (is_zeros (buf + n, more) != *zeros)
+      break;
+    n += more;
+  }
+  return n;
+}
+
+/* Zeros over what no delta has are there already.  Elsewhere they are written,
+ * and may be given back like what is trimmed; a whole cluster of them need not be
+ * written first.
+ */
+static int
+write_zeros (struct disk *disk, const char *buf, size_t length,
+             uint64_t offset, bool fua, bool *durable)
+{
+  const bool unmap = disk->detect_zeroes == PLOOP_DETECT_ZEROES_UNMAP
+                     && disk->discard != PLOOP_DISCARD_OFF;
+  int r = 0;
+
+  for (size_t done = 0, n; done < length && r == 0; done += n) {
+    const struct extent piece =
+      next_piece (disk, length - done, offset + done);
+    const bool whole = is_whole_cluster (disk, &piece, offset + done)
+                       && !map_word_is_new (piece.word);
+
+    n = (size_t) piece.length;
+    if (map_word_is_mapped (piece.word) && !(unmap && whole))
+      r = write_data (disk, buf + done, n, offset + done, fua, durable);
+    else
+      *durable = false;         /* as for zeroing */
+    if (r == 0 && unmap)
+      r = request_trim (disk, n, offset + done, durable);
+  }
+  return r == 0 && unmap ? request_end_unmapping (disk, length, offset) : r;
+}
+
+static int
+write_detecting (struct disk *disk, const char *buf, size_t length,
+                 uint64_t offset, bool fua, bool *durable)
+{
+  int r = 0;
+
+  while (length > 0 && r == 0) {
+    bool zeros;
+    const size_t n = like_piece (disk, buf, length, offset, &zeros);
+
+    r = zeros ? write_zeros (disk, buf, n, offset, fua, durable)
+              : write_data (disk, buf, n, offset, fua, durable);
+    buf += n;
+    offset += n;
+    length -= n;
+  }
+  return r;
+}
+
 int
 request_write (struct disk *disk, const void *buf, size_t length,
                uint64_t offset, bool fua, bool *durable)
 {
-  uint64_t host_offset;
   int r;
 
   if (length == 0)
@@ -271,105 +535,168 @@ request_write (struct disk *disk, const void *buf, size_t length,
   r = commit_begin (&disk->commit);
   if (r < 0)
     return r;
-  if (fua && !commit_is_busy (&disk->commit)
-      && is_durable_alone (disk, length, offset, &host_offset))
-    return write_durable (disk, buf, length, host_offset);
-  *durable = false;
-  return write_all (disk, buf, length, offset);
+  if (disk->detect_zeroes != PLOOP_DETECT_ZEROES_OFF)
+    return write_detecting (disk, buf, length, offset, fua, durable);
+  return write_data (disk, buf, length, offset, fua, durable);
 }
 
 /* ---- Zeroing ----------------------------------------------------------- */
 
+/* What is zeroed in place may be given back in the background, too. */
+static int
+zero_in_place (struct disk *disk, const struct extent *extent,
+               uint64_t offset, unsigned flags)
+{
+  int r = commit_begin (&disk->commit);
+
+  if (r < 0)
+    return r;
+  r = delta_zero (disk->delta, extent->length, extent->host_offset,
+                  (flags & PLOOP_FAST) != 0);
+  changes_note (&disk->changes);
+  if (r == 0 && (flags & PLOOP_UNMAP) && !map_word_is_new (extent->word))
+    r = trim_part (disk, extent, offset);
+  return explain (disk, r, REQUEST_NEEDS_ROOM);
+}
+
+/* What no delta has is zeros already.  A cluster that is new and whose write
+ * fails is unmapped again: zeros, too.
+ */
+static int
+zero_piece (struct disk *disk, const struct extent *extent, uint64_t offset,
+            unsigned flags)
+{
+  if (!map_word_is_mapped (extent->word))
+    return 0;
+  if ((flags & PLOOP_UNMAP) && !map_word_is_new (extent->word)
+      && is_whole_cluster (disk, extent, offset))
+    return unmap_cluster (disk, extent->cluster, extent->word);
+  return zero_in_place (disk, extent, offset, flags);
+}
+
 int
 request_zero (struct disk *disk, uint64_t length, uint64_t offset,
-              bool *durable)
+              unsigned flags, bool *durable)
 {
+  int r = 0;
+
+  if (disk->discard == PLOOP_DISCARD_OFF)
+    flags &= ~PLOOP_UNMAP;
   /* Also where nothing is mapped: the removal of an old entry, by a trim, may
    * not be durable yet.
    */
   *durable = false;
-  while (length > 0) {
-    const struct extent extent = next_extent (disk, length, offset);
+  while (length > 0 && r == 0) {
+    const struct extent extent =
+      flags & PLOOP_UNMAP ? next_piece (disk, length, offset)
+                          : next_extent (disk, length, offset);
 
-    /* What no delta has is zeros already.  A cluster that is new and whose
-     * write fails is unmapped again: zeros, too.
-     */
-    if (map_word_is_mapped (extent.word)) {
-      int r = commit_begin (&disk->commit);
+    r = zero_piece (disk, &extent, offset, flags);
+    offset += extent.length;
+    length -= extent.length;
+  }
+  return r;
+}
 
-      if (r < 0)
-        return r;
-      r = delta_zero (disk->delta, extent.length, extent.host_offset);
-      changes_note (&disk->changes);
-      if (r < 0)
-        return explain (disk, r, REQUEST_NEEDS_ROOM);
+/* ---- Describing -------------------------------------------------------- */
+
+/* What was found last and not told yet: the next piece may be like it. */
+struct description {
+  ploop_extent_fn fn;
+  void *opaque;
+  uint64_t offset, length;
+  bool hole;
+};
+
+static int
+tell_last (struct description *description)
+{
+  return description->length == 0
+           ? 0 : description->fn (description->opaque, description->offset,
+                                  description->length, description->hole);
+}
+
+static int
+describe (struct description *description, uint64_t length, uint64_t offset,
+          bool hole)
+{
+  int r = 0;
+
+  if (description->hole == hole) {
+    description->length += length;
+    return 0;
+  }
+  r = tell_last (description);
+  description->offset = offset;
+  description->length = length;
+  description->hole = hole;
+  return r;
+}
+
+/* What a mapped extent at OFFSET holds, by the file system's holes. */
+static int
+describe_inside (const struct disk *disk, const struct extent *extent,
+                 uint64_t offset, struct description *description)
+{
+  const uint64_t end = extent->host_offset + extent->length;
+  uint64_t at = extent->host_offset;
+  int r = 0;
+
+  while (at < end && r == 0) {
+    uint64_t data = at, stop;
+
+    if (!delta_next_data (disk->delta, end, &data, &stop))
+      data = stop = end;
+    if (data > at)
+      r = describe (description, data - at,
+                    offset + (at - extent->host_offset), true);
+    if (stop > data && r == 0)
+      r = describe (description, stop - data,
+                    offset + (data - extent->host_offset), false);
+    at = stop;
+  }
+  return r;
+}
+
+int
+request_extents (const struct disk *disk, uint64_t length, uint64_t offset,
+                 unsigned flags, ploop_extent_fn fn, void *opaque)
+{
+  struct description description = { .fn = fn, .opaque = opaque };
+  int r = 0;
+
+  description.offset = offset;
+  while (length > 0 && r == 0) {
+    struct extent extent = { .length =
+                               unmapped_length (disk, length, offset) };
+
+    if (extent.length > 0)
+      r = describe (&description, extent.length, offset, true);
+    else {
+      extent = next_extent (disk, length, offset);
+      /* Unmapped a moment ago, it is a hole that the next look finds. */
+      r = (flags & PLOOP_EXTENTS_DETAIL) && map_word_is_mapped (extent.word)
+            ? describe_inside (disk, &extent, offset, &description)
+            : describe (&description, extent.length, offset,
+                        !map_word_is_mapped (extent.word));
     }
     offset += extent.length;
     length -= extent.length;
   }
-  return 0;
+  return r != 0 ? r : tell_last (&description);
 }
 
-/* ---- Trimming ---------------------------------------------------------- */
-
-/* A cluster that is new belongs to a write that runs at the same time: let that
- * be the later of the two.
- */
-static int
-trim_cluster (struct disk *disk, uint64_t cluster)
-{
-  const uint64_t word = map_lookup (&disk->map, cluster);
-  uint64_t removal;
-  int r;
-
-  if (!map_word_is_mapped (word) || map_word_is_new (word))
-    return 0;
-  r = commit_begin (&disk->commit);
-  if (r < 0)
-    return r;
-  if (commit_remove (&disk->commit, cluster, word, &removal))
-    alloc_free (&disk->alloc, map_word_entry (word), removal);
-  return 0;
-}
-
-/* The clusters FIRST up to END that lie in a range as a whole.  The disk's last
- * one may be shorter than others.
- */
-static void
-whole_clusters (const struct disk *disk, uint64_t length, uint64_t offset,
-                uint64_t *first, uint64_t *end)
-{
-  const struct format_layout *layout = &disk->delta->layout;
-  const uint64_t stop = offset + length;
-
-  *first = (offset + layout->cluster_size - 1) / layout->cluster_size;
-  *end = stop == layout->size ? layout->nr_entries
-                              : stop / layout->cluster_size;
-}
-
-int
-request_trim (struct disk *disk, uint64_t length, uint64_t offset,
-              bool *durable)
-{
-  uint64_t cluster, end;
-  int r = 0;
-
-  *durable = false;             /* as for zeroing */
-  whole_clusters (disk, length, offset, &cluster, &end);
-  for (; cluster < end && r == 0; cluster++)
-    r = trim_cluster (disk, cluster);
-  return r;
-}
+/* ---- Prefetching ------------------------------------------------------- */
 
 void
-request_end_trim (struct disk *disk, uint64_t length, uint64_t offset)
+request_prefetch (const struct disk *disk, uint64_t length, uint64_t offset)
 {
-  uint64_t first, end;
+  while (length > 0) {
+    const struct extent extent = next_extent (disk, length, offset);
 
-  whole_clusters (disk, length, offset, &first, &end);
-  /* What could not be written is written later: the content of what was
-   * trimmed is not promised to anybody.
-   */
-  if (first < end && commit_write_back (&disk->commit, first, end - 1) < 0)
-    flusher_ask (&disk->flusher, FLUSHER_WRITE_BACK);
+    if (map_word_is_mapped (extent.word))
+      delta_prefetch (disk->delta, extent.length, extent.host_offset);
+    offset += extent.length;
+    length -= extent.length;
+  }
 }

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 
-/* What is done to a range of the guest's disk: read, write, zero, trim.
+/* What is done to a range of the guest's disk: read, write, zero, trim, describe,
+ * prefetch.
  *
  * Any thread may call these, several at once, inside the gate (gate.h), which
  * is where they look clusters up and use them.  They take no lock unless a
@@ -22,8 +23,10 @@
 #include "flusher.h"
 #include "gate.h"
 #include "map.h"
+#include "ploop-core.h"
 #include "runner.h"
 #include "stats.h"
+#include "trims.h"
 
 /* What requests work on. */
 struct disk {
@@ -32,10 +35,13 @@ struct disk {
   struct changes changes;
   struct alloc alloc;
   struct commit commit;
+  struct trims trims;
   struct flusher flusher;
   struct runners runners;
   struct gate gate;
   struct stats *stats;
+  enum ploop_discard discard;
+  enum ploop_detect_zeroes detect_zeroes;
 };
 
 /* Results beside 0 and a negative errno: there is no space now, but there is
@@ -56,14 +62,29 @@ int request_read (const struct disk *disk, void *buf, size_t length,
 int request_write (struct disk *disk, const void *buf, size_t length,
                    uint64_t offset, bool fua, bool *durable);
 
+/* FLAGS: PLOOP_UNMAP, PLOOP_FAST. */
 int request_zero (struct disk *disk, uint64_t length, uint64_t offset,
-                  bool *durable);
+                  unsigned flags, bool *durable);
 
-/* Unmap the clusters that lie in the range as a whole. */
+/* Clusters that lie in the range as a whole are unmapped, parts of others put
+ * down to be punched.
+ */
 int request_trim (struct disk *disk, uint64_t length, uint64_t offset,
                   bool *durable);
 
-/* After the last trim of a range: let killing the process not undo it. */
-void request_end_trim (struct disk *disk, uint64_t length, uint64_t offset);
+/* After the last piece of a range in which clusters may have been unmapped, not
+ * necessarily inside the gate: let killing the process not undo it.  Returns 0
+ * or a negative errno; what could not be written is written later then.
+ */
+int request_end_unmapping (struct disk *disk, uint64_t length,
+                           uint64_t offset);
+
+/* Tell FN what the range is made of, as ploop_extents does. */
+int request_extents (const struct disk *disk, uint64_t length,
+                     uint64_t offset, unsigned flags, ploop_extent_fn fn,
+                     void *opaque);
+
+void request_prefetch (const struct disk *disk, uint64_t length,
+                       uint64_t offset);
 
 #endif /* PLOOP_LIB_REQUEST_H */

@@ -16,10 +16,10 @@
 
 #define STRIPE_BYTES (UINT64_C (1) << 20)
 
-/* Zeroing takes the gate anew for each piece of this many bytes, so that a
- * request for a whole disk holds nobody up.
+/* Zeroing and trimming take the gate anew for each piece of about this many
+ * bytes, so that a request for a whole disk holds nobody up.
  */
-#define ZERO_BYTES (UINT64_C (1) << 30)
+#define PIECE_BYTES (UINT64_C (1) << 30)
 
 /* One runner's part of a request: in its queue, or waiting for space. */
 union part {
@@ -106,7 +106,7 @@ do_range (struct submit *submit, const ploop_request *request, uint64_t done,
     return request_write (disk, buf, (size_t) length, offset,
                           is_forced (submit, request), durable);
   case PLOOP_ZERO:
-    return request_zero (disk, length, offset, durable);
+    return request_zero (disk, length, offset, request->flags, durable);
   case PLOOP_TRIM:
     return request_trim (disk, length, offset, durable);
   case PLOOP_FLUSH:
@@ -114,6 +114,36 @@ do_range (struct submit *submit, const ploop_request *request, uint64_t done,
   default:
     return -EINVAL;
   }
+}
+
+/* May clusters be unmapped by it? */
+static bool
+is_unmapping (const ploop_request *request)
+{
+  return request->operation == PLOOP_TRIM
+         || (request->operation == PLOOP_ZERO
+             && (request->flags & PLOOP_UNMAP));
+}
+
+/* Outside the gate, before a piece of it. */
+static void
+prepare_unmapping (struct submit *submit, const ploop_request *request)
+{
+  if (is_unmapping (request))
+    trims_wait_for_room (&submit->disk->trims);
+}
+
+/* After all of it.  Zeros have been promised; of what is trimmed, nothing. */
+static int
+end_unmapping (struct submit *submit, const ploop_request *request, int r)
+{
+  int end;
+
+  if (!is_unmapping (request))
+    return r;
+  end = request_end_unmapping (submit->disk, request->length,
+                               request->offset);
+  return r == 0 && request->operation == PLOOP_ZERO ? end : r;
 }
 
 static bool
@@ -179,8 +209,7 @@ finish (struct work *work)
   ploop_request *request = request_of (work);
   int result = atomic_load (&work->result);
 
-  if (request->operation == PLOOP_TRIM)
-    request_end_trim (disk, request->length, request->offset);
+  result = end_unmapping (submit, request, result);
   if (needs_commit (submit, request, result, atomic_load (&work->durable))) {
     work->waiter.done = complete_after_commit;
     if (!commit_join (&disk->commit, &work->waiter, &result)) {
@@ -256,6 +285,28 @@ wait_for_space (struct work *work, unsigned index, int needed)
   flusher_wait (&work->submit->disk->flusher, waiter);
 }
 
+/* The stripe of ours after the one at START.  What no delta has need not be
+ * trimmed.
+ */
+static uint64_t
+next_start (struct work *work, uint64_t start, uint64_t round)
+{
+  const struct submit *submit = work->submit;
+  const ploop_request *request = request_of (work);
+  const uint64_t cluster_size = submit->disk->delta->layout.cluster_size;
+  const struct map *map = &submit->disk->map;
+  uint64_t mapped;
+
+  start += round;
+  if (request->operation != PLOOP_TRIM)
+    return start;
+  mapped = map_next_mapped (map, MIN (start / cluster_size, map->nr_clusters),
+                            map->nr_clusters);
+  if (mapped * cluster_size >= start + submit->stripe)
+    start += (mapped * cluster_size - start) / round * round;
+  return start;
+}
+
 /* Do what runner INDEX owns of a request. */
 static int
 do_part (struct work *work, unsigned index, bool *durable)
@@ -269,12 +320,13 @@ do_part (struct work *work, unsigned index, bool *durable)
   uint64_t start = request->offset / round * round + index * stripe;
   int r = 0;
 
-  for (; start < end && r == 0; start += round) {
+  for (; start < end && r == 0; start = next_start (work, start, round)) {
     const uint64_t from = MAX (start, request->offset);
     const uint64_t to = MIN (start + stripe, end);
 
     if (from >= to)
       continue;                 /* the request begins behind it */
+    prepare_unmapping (submit, request);
     gate_enter_late (&submit->disk->gate);
     r = do_range (submit, request, from - request->offset, to - from,
                   durable);
@@ -404,6 +456,22 @@ do_inside (struct submit *submit, const ploop_request *request, uint64_t done,
   return r;
 }
 
+/* How much of a request, of which DONE bytes are done, is done at once.  Clusters
+ * are not cut: half of one is trimmed in another way.
+ */
+static uint64_t
+next_piece (const struct submit *submit, const ploop_request *request,
+            uint64_t done)
+{
+  const uint64_t left = request->length - done;
+  const uint64_t piece =
+    MAX (PIECE_BYTES / submit->stripe, 1) * submit->stripe;
+
+  if (request->operation != PLOOP_ZERO && request->operation != PLOOP_TRIM)
+    return left;
+  return MIN (left, piece - (request->offset + done) % piece);
+}
+
 static int
 do_here (struct submit *submit, const ploop_request *request)
 {
@@ -413,13 +481,14 @@ do_here (struct submit *submit, const ploop_request *request)
   int r;
 
   do {
-    const uint64_t left = request->length - done;
-    const uint64_t n =
-      request->operation == PLOOP_ZERO ? MIN (left, ZERO_BYTES) : left;
+    const uint64_t n = next_piece (submit, request, done);
 
+    prepare_unmapping (submit, request);
     r = do_inside (submit, request, done, n, &durable);
     done += n;
   } while (r == 0 && done < request->length);
+  if (r <= 0)
+    r = end_unmapping (submit, request, r);
   /* Outside the gate: nobody shall wait for a sync who waits for a grace
    * period.
    */
@@ -433,7 +502,7 @@ do_here (struct submit *submit, const ploop_request *request)
 int
 submit_and_wait (struct submit *submit, ploop_request *request)
 {
-  if (submit->fast_path && request->operation != PLOOP_TRIM) {
+  if (submit->fast_path) {
     int r = do_here (submit, request);
 
     if (r <= 0)

@@ -43,6 +43,7 @@ NBDKIT_DLL_PUBLIC int ploop_debug_metadata;
 NBDKIT_DLL_PUBLIC int ploop_debug_stats;
 
 static char *file;
+static unsigned extents_flags;
 static struct ploop_open_options options;
 static ploop_image *image;
 
@@ -83,6 +84,16 @@ parse_word (const char *key, const char *value, const char *const *words)
 }
 
 static int
+set_word (const char *key, const char *value, const char *const *words,
+          unsigned *index)
+{
+  const int i = parse_word (key, value, words);
+
+  *index = i < 0 ? 0 : (unsigned) i;
+  return i < 0 ? -1 : 0;
+}
+
+static int
 set_cache (const char *key, const char *value)
 {
   static const char *const words[] = {
@@ -91,10 +102,8 @@ set_cache (const char *key, const char *value)
     [PLOOP_CACHE_WRITETHROUGH] = "writethrough",
     NULL,
   };
-  const int i = parse_word (key, value, words);
 
-  options.cache = i < 0 ? PLOOP_CACHE_WRITEBACK : (enum ploop_cache) i;
-  return i < 0 ? -1 : 0;
+  return set_word (key, value, words, &options.cache);
 }
 
 static int
@@ -105,11 +114,8 @@ set_prealloc_mode (const char *key, const char *value)
     [PLOOP_PREALLOC_TRUNCATE] = "truncate",
     NULL,
   };
-  const int i = parse_word (key, value, words);
 
-  options.prealloc_mode =
-    i < 0 ? PLOOP_PREALLOC_FALLOC : (enum ploop_prealloc_mode) i;
-  return i < 0 ? -1 : 0;
+  return set_word (key, value, words, &options.prealloc_mode);
 }
 
 static int
@@ -120,10 +126,46 @@ set_enospc (const char *key, const char *value)
     [PLOOP_ENOSPC_WAIT] = "wait",
     NULL,
   };
-  const int i = parse_word (key, value, words);
 
-  options.enospc = i < 0 ? PLOOP_ENOSPC_REPORT : (enum ploop_enospc) i;
-  return i < 0 ? -1 : 0;
+  return set_word (key, value, words, &options.enospc);
+}
+
+static int
+set_discard (const char *key, const char *value)
+{
+  static const char *const words[] = {
+    [PLOOP_DISCARD_UNMAP] = "unmap",
+    [PLOOP_DISCARD_KEEP] = "keep",
+    [PLOOP_DISCARD_OFF] = "off",
+    NULL,
+  };
+
+  return set_word (key, value, words, &options.discard);
+}
+
+static int
+set_detect_zeroes (const char *key, const char *value)
+{
+  static const char *const words[] = {
+    [PLOOP_DETECT_ZEROES_OFF] = "off",
+    [PLOOP_DETECT_ZEROES_ON] = "on",
+    [PLOOP_DETECT_ZEROES_UNMAP] = "unmap",
+    NULL,
+  };
+
+  return set_word (key, value, words, &options.detect_zeroes);
+}
+
+static int
+set_extents (const char *key, const char *value)
+{
+  static const char *const words[] = {
+    [0] = "cluster",
+    [PLOOP_EXTENTS_DETAIL] = "detail",
+    NULL,
+  };
+
+  return set_word (key, value, words, &extents_flags);
 }
 
 static int
@@ -191,7 +233,10 @@ static const struct parameter {
 } parameters[] = {
   { "cache", set_cache },
   { "copy-delay", set_copy_delay },
+  { "detect-zeroes", set_detect_zeroes },
+  { "discard", set_discard },
   { "enospc", set_enospc },
+  { "extents", set_extents },
   { "fast-path", set_fast_path },
   { "prealloc", set_prealloc },
   { "prealloc-mode", set_prealloc_mode },
@@ -219,12 +264,21 @@ ploop_config_complete (void)
     nbdkit_error ("no image given: nbdkit ploop file=IMAGE");
     return -1;
   }
+  if (options.discard == PLOOP_DISCARD_KEEP
+      && options.prealloc_mode == PLOOP_PREALLOC_TRUNCATE) {
+    nbdkit_error ("discard=keep makes no holes in the file, but "
+                  "prealloc-mode=truncate does: use prealloc-mode=falloc");
+    return -1;
+  }
   return 0;
 }
 
 #define ploop_config_help \
   "[file=]<IMAGE>         (required) The ploop image (.hds) to serve.\n" \
   "cache=<MODE>           writeback (default), none (O_DIRECT), writethrough.\n" \
+  "discard=<MODE>         unmap (default), keep (no holes in the file) or off.\n" \
+  "detect-zeroes=<MODE>   off (default), on or unmap: writes of zeros.\n" \
+  "extents=<MODE>         cluster (default) or detail: how holes are told.\n" \
   "enospc=<MODE>          report (default) or wait when there is no space.\n" \
   "prealloc=<SIZE>        How much the file grows at once (default 128M).\n" \
   "prealloc-mode=<MODE>   falloc (default) or truncate.\n" \
@@ -348,6 +402,8 @@ ploop_dump_plugin (void)
   printf ("plugin_feature=multi-conn\n");
   printf ("plugin_feature=zero\n");
   printf ("plugin_feature=trim\n");
+  printf ("plugin_feature=extents\n");
+  printf ("plugin_feature=cache\n");
   for (size_t i = 0; i < G_N_ELEMENTS (parameters); i++)
     printf ("plugin_parameter=%s\n", parameters[i].key);
 }
@@ -424,6 +480,32 @@ ploop_can_fua (void *h)
   return NBDKIT_FUA_NATIVE;
 }
 
+/* What is not fast is refused at once, as the flag wants it. */
+static int
+ploop_can_fast_zero (void *h)
+{
+  (void) h;
+  return 1;
+}
+
+static int
+ploop_can_extents (void *h)
+{
+  (void) h;
+  return 1;
+}
+
+/* Without a page cache there is nowhere to prefetch to; the client is not to
+ * send what would do nothing, nor shall nbdkit read it for that.
+ */
+static int
+ploop_can_cache (void *h)
+{
+  (void) h;
+  return options.cache == PLOOP_CACHE_NONE ? NBDKIT_CACHE_NONE
+                                           : NBDKIT_CACHE_NATIVE;
+}
+
 /* ---- Requests ---------------------------------------------------------- */
 
 /* What nbdkit wants of a request that returned R: 0 or a negative errno. */
@@ -445,7 +527,9 @@ answer (int r, const char *what, uint64_t length, uint64_t offset)
 static unsigned
 core_flags (uint32_t flags)
 {
-  return flags & NBDKIT_FLAG_FUA ? PLOOP_FUA : 0;
+  return (flags & NBDKIT_FLAG_FUA ? PLOOP_FUA : 0)
+         | (flags & NBDKIT_FLAG_MAY_TRIM ? PLOOP_UNMAP : 0)
+         | (flags & NBDKIT_FLAG_FAST_ZERO ? PLOOP_FAST : 0);
 }
 
 static int
@@ -470,9 +554,16 @@ ploop_plugin_pwrite (void *h, const void *buf, uint32_t count,
 static int
 ploop_plugin_zero (void *h, uint32_t count, uint64_t offset, uint32_t flags)
 {
+  const int r = ploop_zero (image, count, offset, core_flags (flags));
+
   (void) h;
-  return answer (ploop_zero (image, count, offset, core_flags (flags)),
-                 "zero", count, offset);
+  /* Asked whether it is fast, and told that it is not: no error to speak of. */
+  if (r == -ENOTSUP && (flags & NBDKIT_FLAG_FAST_ZERO)) {
+    nbdkit_set_error (ENOTSUP);
+    errno = ENOTSUP;
+    return -1;
+  }
+  return answer (r, "zero", count, offset);
 }
 
 static int
@@ -489,6 +580,48 @@ ploop_plugin_flush (void *h, uint32_t flags)
   (void) h;
   (void) flags;
   return answer (ploop_flush (image), "flush", 0, 0);
+}
+
+/* Which extents nbdkit wants. */
+struct wanted {
+  struct nbdkit_extents *extents;
+  bool only_first;
+};
+
+static int
+add_extent (void *opaque, uint64_t offset, uint64_t length, bool hole)
+{
+  const struct wanted *wanted = opaque;
+
+  if (nbdkit_add_extent (wanted->extents, offset, length,
+                         hole ? NBDKIT_EXTENT_HOLE | NBDKIT_EXTENT_ZERO : 0)
+      == -1)
+    return errno != 0 ? -errno : -ENOMEM;
+  return wanted->only_first;
+}
+
+static int
+ploop_plugin_extents (void *h, uint32_t count, uint64_t offset,
+                      uint32_t flags, struct nbdkit_extents *extents)
+{
+  struct wanted wanted = {
+    .extents = extents,
+    .only_first = (flags & NBDKIT_FLAG_REQ_ONE) != 0,
+  };
+  const int r = ploop_extents (image, count, offset, extents_flags, add_extent,
+                               &wanted);
+
+  (void) h;
+  return answer (MIN (r, 0), "extents", count, offset);
+}
+
+static int
+ploop_plugin_cache (void *h, uint32_t count, uint64_t offset, uint32_t flags)
+{
+  (void) h;
+  (void) flags;
+  return answer (ploop_prefetch (image, count, offset), "cache", count,
+                 offset);
 }
 
 static struct nbdkit_plugin plugin = {
@@ -513,10 +646,15 @@ static struct nbdkit_plugin plugin = {
   .is_rotational = ploop_rotational,
   .can_multi_conn = ploop_can_multi_conn,
   .can_fua = ploop_can_fua,
+  .can_fast_zero = ploop_can_fast_zero,
+  .can_extents = ploop_can_extents,
+  .can_cache = ploop_can_cache,
   .pread = ploop_plugin_pread,
   .pwrite = ploop_plugin_pwrite,
   .zero = ploop_plugin_zero,
   .trim = ploop_plugin_trim,
+  .extents = ploop_plugin_extents,
+  .cache = ploop_plugin_cache,
   .flush = ploop_plugin_flush,
   .errno_is_preserved = 1,
 };

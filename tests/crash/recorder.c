@@ -57,6 +57,7 @@ ssize_t __real_pwrite (int, const void *, size_t, off_t);
 int __real_fallocate (int, int, off_t, off_t);
 int __real_ftruncate (int, off_t);
 int __real_fdatasync (int);
+int __real_fstat (int, struct stat *);
 int __real_statx (int, const char *, int, unsigned, struct statx *);
 
 ssize_t __wrap_pwrite (int, const void *, size_t, off_t);
@@ -64,6 +65,7 @@ ssize_t __wrap_ring_pwrite (int, const void *, size_t, off_t);
 int __wrap_fallocate (int, int, off_t, off_t);
 int __wrap_ftruncate (int, off_t);
 int __wrap_fdatasync (int);
+int __wrap_fstat (int, struct stat *);
 int __wrap_statx (int, const char *, int, unsigned, struct statx *);
 
 static void
@@ -440,6 +442,16 @@ __wrap_statx (int fd, const char *path, int flags, unsigned mask,
       && (st->stx_mask & STATX_DIOALIGN))
     st->stx_dio_offset_align = faults.direct_block;
 #endif
+  return r;
+}
+
+/* Small blocks, so that small parts of clusters are punched, too. */
+int
+__wrap_fstat (int fd, struct stat *st)
+{
+  const int r = __real_fstat (fd, st);
+
+  st->st_blksize = 512;
   return r;
 }
 

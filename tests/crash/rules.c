@@ -22,7 +22,7 @@ struct flush {
 };
 
 struct stray_trim {
-  uint64_t first, end;          /* clusters */
+  uint64_t first, end;          /* sectors */
   uint64_t begun, answered;
 };
 
@@ -225,7 +225,6 @@ last_durable (const GArray *history, const struct claim *claim)
 static bool
 may_be_trimmed (uint64_t sector, uint64_t since, const struct claim *claim)
 {
-  const uint64_t cluster = sector / cluster_sectors;
   bool may = false;
 
   pthread_mutex_lock (&lock);
@@ -233,7 +232,7 @@ may_be_trimmed (uint64_t sector, uint64_t since, const struct claim *claim)
     const struct stray_trim *trim =
       &g_array_index (stray_trims, struct stray_trim, i);
 
-    may = cluster >= trim->first && cluster < trim->end
+    may = sector >= trim->first && sector < trim->end
           && trim->begun < claim->moment && trim->answered > since;
   }
   pthread_mutex_unlock (&lock);

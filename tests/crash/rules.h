@@ -16,7 +16,8 @@
  *   - a trim is a change to zeros.  The interface would also let the sector
  *     stay as it was; but with one writer this library has no reason to, and
  *     old content that comes back after a flush would be a lost commit
- *   - a stray trim, of clusters in which others write meanwhile: zeros, until
+ *     (but parts of clusters are trimmed at leisure: like a change that failed)
+ *   - a stray trim, of sectors to which others write meanwhile: zeros, until
  *     a change that was begun after it was answered may not be lost
  *   - never what was written to another sector
  */
@@ -86,7 +87,7 @@ void rules_add_change (uint64_t sector, uint64_t nr,
 
 /* From any thread. */
 void rules_add_flush (uint64_t begun, uint64_t answered);
-unsigned rules_begin_stray_trim (uint64_t first_cluster, uint64_t end,
+unsigned rules_begin_stray_trim (uint64_t first_sector, uint64_t end,
                                  uint64_t begun);
 void rules_end_stray_trim (unsigned trim, uint64_t answered);
 

@@ -104,7 +104,7 @@ mutate slow forced-write-without-entry commit.c \
 mutate quick write-not-noted request.c \
   '/^write_extent/,/^}/ s/changes_note (&disk->changes);//'
 mutate quick zero-not-noted request.c \
-  '/^request_zero/,/^}/ s/changes_note (&disk->changes);//'
+  '/^zero_in_place/,/^}/ s/changes_note (&disk->changes);//'
 mutate quick trim-not-noted commit.c \
   '/^unmap /,/^}/ s/= changes_note (commit->changes);/= changes_now (commit->changes);/'
 
@@ -124,7 +124,20 @@ mutate rare reuse-without-grace-period freed.c \
 mutate quick entry-put-off commit.c \
   '/^write_or_put_down/,/^}/ s/if (commit->write_back_delay == 0)/if (false)/'
 mutate quick trim-put-off request.c \
-  '/^request_end_trim/,/^}/ s/if (first < end/if (false/'
+  '/^request_end_unmapping/,/^}/ s/if (length == 0)/if (true)/'
+
+# ---- Parts of clusters ------------------------------------------------------
+
+mutate quick written-part-punched trims.c \
+  '/^trims_write/,/^}/ s/remove_part (record->parts, part);//'
+mutate slow write-under-a-punch trims.c \
+  '/^trims_write/,/^}/ s/&& overlaps (record->busy, part))/\&\& false)/'
+mutate slow record-of-another-time trims.c \
+  '/^is_good/,/^}/ s/return /return true || /'
+mutate rare unmapped-without-grace-period trims.c \
+  's/call_rcu (&batch->rcu, settle);/settle (\&batch->rcu);/'
+mutate quick leak-in-use-reclaimed bat.c \
+  '/^next_cell/,/^}/ s/const uint64_t invert = .*/const uint64_t invert = 0;/'
 
 # ---- Others -----------------------------------------------------------------
 

@@ -126,6 +126,12 @@ draw_options (GRand *random, uint32_t cluster,
   options->prealloc = (uint64_t) cluster * DRAW (random, 1, 1, 2, 4, 9, 1000);
   options->writeback_delay = DRAW (random, 0, 0, 0, 1, 5, 50);
   options->measure_latency = one_in (random, 2);
+  options->discard =
+    options->prealloc_mode == PLOOP_PREALLOC_FALLOC && one_in (random, 5)
+      ? PLOOP_DISCARD_KEEP : PLOOP_DISCARD_UNMAP;
+  options->detect_zeroes = DRAW (random, PLOOP_DETECT_ZEROES_OFF,
+                                 PLOOP_DETECT_ZEROES_ON,
+                                 PLOOP_DETECT_ZEROES_UNMAP);
 }
 
 static void

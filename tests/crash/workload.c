@@ -120,16 +120,16 @@ own_pieces (const struct workload *workload, unsigned index)
   return pieces;
 }
 
-/* The clusters that lie in a range as a whole. */
+/* The part of a range that is whole clusters: sectors. */
 static void
 whole_clusters (const struct workload *workload, uint64_t sector, uint64_t nr,
                 uint64_t *first, uint64_t *end)
 {
   const uint64_t size = workload->cluster_sectors;
 
-  *first = (sector + size - 1) / size;
-  *end = sector + nr == NR_SECTORS ? nr_clusters (workload)
-                                   : (sector + nr) / size;
+  *first = MIN ((sector + size - 1) / size * size, sector + nr);
+  *end = sector + nr == NR_SECTORS ? NR_SECTORS
+                                   : (sector + nr) / size * size;
   *end = MAX (*first, *end);
 }
 
@@ -233,6 +233,8 @@ fill_request (struct worker *worker, struct operation *operation)
 
   request->operation = codes[operation->what];
   request->flags = fua ? PLOOP_FUA : 0;
+  if (operation->what == DO_ZERO && chance (worker->random, 60))
+    request->flags |= PLOOP_UNMAP;
   request->buf = operation->buf;
   request->offset = operation->sector * SECTOR;
   request->length = operation->nr * SECTOR;
@@ -270,14 +272,11 @@ prepare (struct worker *worker, struct operation *operation)
   if (operation->what == DO_WRITE)
     stamp_all (operation);
   operation->change.begun = recorder_now ();
-  if (operation->what == DO_STRAY_TRIM) {
-    uint64_t first, end;
-
-    whole_clusters (worker->workload, operation->sector, operation->nr, &first,
-                    &end);
+  if (operation->what == DO_STRAY_TRIM)
     operation->stray_trim =
-      rules_begin_stray_trim (first, end, operation->change.begun);
-  }
+      rules_begin_stray_trim (operation->sector,
+                              operation->sector + operation->nr,
+                              operation->change.begun);
   return true;
 }
 
@@ -291,16 +290,21 @@ judge_result (const struct workload *workload, int result)
   rules_break ("a request failed: %s", g_strerror (-result));
 }
 
+/* Whole clusters are zeros from then on.  Parts of others may be, at any time, or
+ * stay: like a change that has failed.
+ */
 static void
 add_trim (const struct workload *workload, const struct operation *operation)
 {
-  const uint64_t size = workload->cluster_sectors;
+  const uint64_t stop = operation->sector + operation->nr;
+  struct change part = operation->change;
   uint64_t first, end;
 
+  part.failed = true;
   whole_clusters (workload, operation->sector, operation->nr, &first, &end);
-  if (first < end)
-    rules_add_change (first * size, MIN (end * size, NR_SECTORS) - first * size,
-                      &operation->change);
+  rules_add_change (operation->sector, first - operation->sector, &part);
+  rules_add_change (first, end - first, &operation->change);
+  rules_add_change (end, stop - end, &part);
 }
 
 /* Answered: put down what may be there from now on, and judge what was read. */

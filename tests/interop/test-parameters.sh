@@ -64,6 +64,15 @@ done
 for value in '' foo fallocate; do
   refused prealloc-mode "$value" 'falloc, truncate'
 done
+for value in '' foo Unmap on; do
+  refused discard "$value" 'unmap, keep, off'
+done
+for value in '' foo true; do
+  refused detect-zeroes "$value" 'off, on, unmap'
+done
+for value in '' foo on; do
+  refused extents "$value" 'cluster, detail'
+done
 for value in '' maybe 2; do
   refused fast-path "$value" 'on.*off'
 done
@@ -79,6 +88,12 @@ done
 for value in 0 -1 x '' 3600001; do
   refused copy-delay "$value" '1 to 3600000'
 done
+if start_nbdkit file="$image" discard=keep prealloc-mode=truncate; then
+  stop_nbdkit
+  wrong "discard=keep with prealloc-mode=truncate, which makes holes"
+fi
+grep -q 'discard=keep.*prealloc-mode=falloc' "$nbdkit_log" ||
+  wrong "the refusal does not say what to do: $(cat "$nbdkit_log")"
 [ "$(file_state "$image")" = "$before" ] ||
   fail "a refusal has changed the image"
 
@@ -121,7 +136,8 @@ io ()
 
 say "good values"
 for parameter in cache={writeback,none,writethrough} enospc={report,wait} \
-    prealloc-mode={falloc,truncate} fast-path={on,off,true,0} \
+    discard={unmap,keep} detect-zeroes={off,on,unmap} \
+    extents={cluster,detail} prealloc-mode={falloc,truncate} fast-path={on,off,true,0} \
     prealloc={1,4095,1M,64K,1T} runners={1,3,16} \
     writeback-delay={0,1,100,3600000} copy-delay={1,500,3600000}; do
   serves "$parameter"
@@ -131,16 +147,26 @@ serves cache=none enospc=wait prealloc=1M prealloc-mode=truncate runners=5 \
   fast-path=off writeback-delay=50 copy-delay=1
 serves cache=writethrough enospc=wait prealloc=200K runners=2 \
   writeback-delay=3600000
+serves discard=keep detect-zeroes=unmap extents=detail cache=none
 # The last one counts.
 serves cache=none cache=writeback runners=1 runners=2
+
+# discard=off: accepted, and nothing is done.
+"$PLOOP_IMG" create -q --cluster-size=64K --force "$image" 8M
+start_nbdkit file="$image" discard=off
+io -c 'write -P 1 0 192k' -c 'discard 64k 64k' -c 'discard 4k 4k' \
+  -c 'read -P 1 0 192k' -c 'write -z -u 64k 64k' -c 'read -P 0 64k 64k'
+stop_nbdkit
+"$PLOOP_IMG" check "$image" | grep -q ', of which 3 allocated, 0 leaked' ||
+  wrong "discard=off: a cluster was given back"
 
 # What the server says of itself and what it takes are the same.
 run_nbdkit --dump-plugin "$PLUGIN" | sed -n 's/^plugin_parameter=//p' |
   sort > "$tmp/dumped"
 run_nbdkit "$PLUGIN" --help |
   sed -nE 's/^([a-z-]+)=<.*/\1/p' | sort > "$tmp/helped"
-printf '%s\n' cache copy-delay enospc fast-path prealloc prealloc-mode \
-  runners writeback-delay > "$tmp/known"
+printf '%s\n' cache copy-delay detect-zeroes discard enospc extents fast-path \
+  prealloc prealloc-mode runners writeback-delay > "$tmp/known"
 diff "$tmp/dumped" "$tmp/known" || wrong "--dump-plugin has other parameters"
 diff "$tmp/helped" "$tmp/known" || wrong "--help has other parameters"
 

@@ -16,6 +16,8 @@ struct seen {
   unsigned nr_faults;
   uint32_t sound[MAX_SEEN];     /* indices */
   unsigned nr_sound;
+  uint64_t leaks[MAX_SEEN][2];  /* first cell, number */
+  unsigned nr_leaks;
   unsigned stop_after;          /* entries; 0: never */
 };
 
@@ -41,13 +43,25 @@ see_fault (void *opaque, const struct bat_fault *fault)
   return true;
 }
 
+static void
+see_leak (void *opaque, uint64_t first, uint64_t nr)
+{
+  struct seen *seen = opaque;
+
+  ck_assert_uint_lt (seen->nr_leaks, MAX_SEEN);
+  seen->leaks[seen->nr_leaks][0] = first;
+  seen->leaks[seen->nr_leaks++][1] = nr;
+}
+
 static struct bat_summary
 scan (const struct format_header *header, const uint32_t *entries,
       uint64_t file_size, struct seen *seen)
 {
   g_autofree char *path = scratch_image ("bat", header, entries, file_size);
   struct delta *delta = delta_open (path, DELTA_LOCK_NONE, NULL);
-  const struct bat_visitor visitor = { see_entry, see_fault, seen };
+  const struct bat_visitor visitor = {
+    see_entry, see_fault, see_leak, seen
+  };
   struct bat_summary summary;
 
   ck_assert_ptr_nonnull (delta);
@@ -63,6 +77,40 @@ assert_fault (const struct bat_fault *fault, enum bat_fault_kind kind,
   ck_assert_int_eq (fault->kind, kind);
   ck_assert_uint_eq (fault->index, index);
 }
+
+/* What lies behind the last cluster is not told: it is cut off anyway. */
+START_TEST (leaks_are_told_together)
+{
+  const struct format_header header = scratch_header (2, 64, 300);
+  uint32_t entries[300] = { [0] = 3, [7] = 100, [9] = 101, [299] = 200 };
+  struct seen seen = { .nr_faults = 0 };
+  struct bat_summary summary = scan (&header, entries, 300 * 32768, &seen);
+  static const uint64_t expected[][2] = { { 0, 2 }, { 3, 96 }, { 101, 98 } };
+
+  ck_assert_uint_eq (summary.nr_leaked, 299 - 4);
+  ck_assert_uint_eq (seen.nr_leaks, 3);
+  for (int i = 0; i < 3; i++) {
+    ck_assert_uint_eq (seen.leaks[i][0], expected[i][0]);
+    ck_assert_uint_eq (seen.leaks[i][1], expected[i][1]);
+  }
+}
+END_TEST
+
+/* A cluster that lies across two cells leaks neither. */
+START_TEST (cells_of_clusters_off_the_grid_are_no_leaks)
+{
+  const struct format_header header = scratch_header (1, 64, 100);
+  uint32_t entries[100] = { [1] = 64 + 64 + 1, [2] = 64 * 6 };
+  struct seen seen = { .nr_faults = 0 };
+
+  scan (&header, entries, 7 * 32768, &seen);
+  ck_assert_uint_eq (seen.nr_leaks, 2);
+  ck_assert_uint_eq (seen.leaks[0][0], 0);
+  ck_assert_uint_eq (seen.leaks[0][1], 1);
+  ck_assert_uint_eq (seen.leaks[1][0], 3);
+  ck_assert_uint_eq (seen.leaks[1][1], 2);
+}
+END_TEST
 
 START_TEST (sound_entries_are_told_in_order)
 {
@@ -199,6 +247,8 @@ END_TEST
 static void
 add_tests (TCase *tcase)
 {
+  tcase_add_test (tcase, leaks_are_told_together);
+  tcase_add_test (tcase, cells_of_clusters_off_the_grid_are_no_leaks);
   tcase_add_test (tcase, sound_entries_are_told_in_order);
   tcase_add_test (tcase, each_fault_is_found);
   tcase_add_test (tcase, v1_entries_off_the_grid_may_not_overlap);

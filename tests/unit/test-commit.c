@@ -123,8 +123,15 @@ struct bed {
   struct changes changes;
   struct stats *stats;
   struct commit commit;
-  _Atomic unsigned nr_need_leader, nr_put_off, nr_unstable, nr_committed;
+  _Atomic unsigned nr_marked, nr_need_leader, nr_put_off, nr_unstable;
+  _Atomic unsigned nr_committed;
 };
+
+static void
+on_marked (void *opaque)
+{
+  ((struct bed *) opaque)->nr_marked++;
+}
 
 static void
 on_need_leader (void *opaque)
@@ -155,7 +162,7 @@ set_up_image (struct bed *bed, const struct format_header *header,
               const uint32_t *entries, unsigned delay, GArray *lost)
 {
   const struct commit_hooks hooks = {
-    on_need_leader, on_put_off, on_unstable, on_committed, bed
+    on_marked, on_need_leader, on_put_off, on_unstable, on_committed, bed
   };
 
   *bed = (struct bed) { .stats = stats_new (false) };
@@ -276,6 +283,7 @@ START_TEST (mark_is_synced_once_and_cleared_at_the_end)
   ck_assert_int_eq (commit_begin (&bed.commit), 0);
   ck_assert_uint_eq (fault_calls[FAULT_FDATASYNC], 1);
   ck_assert_uint_eq (fault_calls[FAULT_PWRITE], 1);
+  ck_assert_uint_eq (bed.nr_marked, 1);
   ck_assert_int_eq (commit_unmark (&bed.commit), 0);
   ck_assert_uint_eq (scratch_read_le32 (bed.path, 44), FORMAT_CLOSED);
   ck_assert_uint_eq (fault_calls[FAULT_FDATASYNC], 2);
@@ -295,6 +303,7 @@ START_TEST (nothing_goes_on_without_the_mark)
   ck_assert_int_eq (commit_begin (&bed.commit), -EIO);
   /* And not by trying again: the kernel has forgotten. */
   ck_assert_int_eq (commit_begin (&bed.commit), -EIO);
+  ck_assert_uint_eq (bed.nr_marked, 0);
   tear_down (&bed);
 }
 END_TEST

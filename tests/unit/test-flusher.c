@@ -40,6 +40,7 @@ struct bed {
   struct stats *stats;
   struct alloc alloc;
   struct commit commit;
+  struct trims trims;
   struct flusher flusher;
   _Atomic unsigned nr_freed;
 };
@@ -93,6 +94,12 @@ struct settings {
 };
 
 static void
+ask_to_punch_parts (void *opaque)
+{
+  flusher_ask (&((struct bed *) opaque)->flusher, FLUSHER_TRIM);
+}
+
+static void
 init_alloc (struct bed *bed, uint64_t step)
 {
   const struct alloc_options options = {
@@ -114,11 +121,15 @@ set_up (struct bed *bed, struct settings settings)
 {
   const struct format_header header = scratch_header (2, 64, NR_ENTRIES);
   const struct commit_hooks hooks = {
-    ask_to_lead, ask_to_write_back, ask_to_commit, after_commit, bed
+    NULL, ask_to_lead, ask_to_write_back, ask_to_commit, after_commit, bed
   };
   const struct flusher_options options = {
     .copy_delay = settings.copy_delay,
     .wait_for_space = settings.wait,
+  };
+
+  const struct trims_options trims_options = {
+    true, ask_to_punch_parts, bed
   };
 
   *bed = (struct bed) { .stats = stats_new (false) };
@@ -126,13 +137,15 @@ set_up (struct bed *bed, struct settings settings)
   bed->delta = delta_open (bed->path, DELTA_LOCK_WRITER, NULL);
   ck_assert_ptr_nonnull (bed->delta);
   ck_assert_int_eq (map_init (&bed->map, NR_ENTRIES), 0);
-  flusher_init (&bed->flusher, &bed->alloc, &bed->commit, bed->stats, &silent,
-                &options);
+  flusher_init (&bed->flusher, &bed->alloc, &bed->commit, &bed->trims,
+                bed->stats, &silent, &options);
   init_alloc (bed, settings.step);
   ck_assert_int_eq (commit_init (&bed->commit, bed->delta, &bed->map,
                                  &bed->changes, bed->stats, &silent, &hooks,
                                  settings.write_back_delay, NULL),
                     0);
+  trims_init (&bed->trims, bed->delta, &bed->map, &bed->commit, &bed->alloc,
+              &trims_options);
   fault_reset ();
   ck_assert_int_eq (flusher_start (&bed->flusher), 0);
 }
@@ -149,6 +162,7 @@ tear_down (struct bed *bed)
 {
   fault_reset ();
   rcu_barrier ();
+  trims_destroy (&bed->trims);
   alloc_destroy (&bed->alloc);
   flusher_destroy (&bed->flusher);
   commit_destroy (&bed->commit);
@@ -169,7 +183,8 @@ has_timer (const struct bed *bed)
 {
   return ev_is_active (&bed->flusher.commit_timer)
          || ev_is_active (&bed->flusher.write_back_timer)
-         || ev_is_active (&bed->flusher.retry_timer);
+         || ev_is_active (&bed->flusher.retry_timer)
+         || ev_is_active (&bed->flusher.trim_timer);
 }
 
 static struct ploop_statistics
@@ -820,7 +835,7 @@ START_TEST (flusher_that_is_not_started_does_nothing)
   const struct flusher_options options = { .wait_for_space = true };
   struct flusher flusher;
 
-  flusher_init (&flusher, NULL, NULL, NULL, &silent, &options);
+  flusher_init (&flusher, NULL, NULL, NULL, NULL, &silent, &options);
   flusher_ask (&flusher, FLUSHER_EXTEND);
   ck_assert (!flusher_may_wait (&flusher));
   flusher_stop (&flusher);
