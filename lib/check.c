@@ -334,12 +334,37 @@ check_fault (void *opaque, const struct bat_fault *fault)
   return true;
 }
 
+/* Of the cells that are not named, between others, those that are holes: what a
+ * trim has given back is one until it is used again.
+ */
+static void
+check_leak (void *opaque, uint64_t first, uint64_t nr)
+{
+  struct check *check = opaque;
+  const struct delta *delta = check->delta;
+  const struct format_layout *layout = &delta->layout;
+  uint64_t start = format_cell_offset (layout, first), stop;
+  const uint64_t end = format_cell_offset (layout, first + nr);
+  uint64_t seen = first;        /* cells below it are counted */
+
+  while (delta_next_data (delta, end, &start, &stop)) {
+    const uint64_t cell = (start - layout->data_start) / layout->cluster_size;
+
+    if (cell > seen)
+      check->result.nr_free_clusters += cell - seen;
+    seen = format_cells_below (layout, stop);
+    start = stop;
+  }
+  check->result.nr_free_clusters += first + nr - MIN (seen, first + nr);
+}
+
 static int
 check_bat (struct check *check, GError **error)
 {
   const struct bat_visitor visitor = {
     .entry = check_entry,
     .fault = check_fault,
+    .leak = check_leak,
     .opaque = check,
   };
   struct ploop_check_result *result = &check->result;
@@ -350,8 +375,9 @@ check_bat (struct check *check, GError **error)
   result->nr_clusters = check->delta->layout.nr_entries;
   result->nr_allocated = summary.nr_allocated;
   result->nr_leaked_clusters =
-    summary.nr_leaked
-    - MIN (summary.nr_leaked, check->extension_clusters->len);
+    summary.nr_leaked - result->nr_free_clusters
+    - MIN (summary.nr_leaked - result->nr_free_clusters,
+           check->extension_clusters->len);
 
   if (check->nr_unfinished > 0)
     found (check, PLOOP_FINDING_NOTE, "%" G_GUINT64_FORMAT " BAT entries point "

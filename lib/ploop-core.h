@@ -539,6 +539,8 @@ struct ploop_check_result {
   uint64_t nr_leaks;
   uint64_t nr_notes;
   uint64_t nr_leaked_clusters;  /* host clusters that nothing refers to */
+  uint64_t nr_free_clusters;    /* more of them, between others, that are holes
+                                   of the file: no space is lost */
   uint64_t nr_allocated;        /* BAT entries that are not zero */
   uint64_t nr_clusters;         /* BAT entries */
 };

@@ -215,6 +215,17 @@ tell_trims_of_all (struct disk *disk, uint64_t length, uint64_t offset)
       tell_trims (disk, c, length, offset);
 }
 
+/* Allocate the cluster of a piece at OFFSET. */
+static int
+make_extent (struct disk *disk, uint64_t offset, struct extent *extent)
+{
+  int r = allocate (disk, extent->cluster, &extent->word);
+
+  extent->host_offset = host_cluster_offset (disk, extent->word)
+                        + offset % disk->delta->layout.cluster_size;
+  return r;
+}
+
 /* The next piece of a write: as many mapped clusters as have what they need, or
  * one that is new, or becomes so, or that was trimmed in part.
  */
@@ -222,20 +233,25 @@ static int
 next_mapped_extent (struct disk *disk, uint64_t length, uint64_t offset,
                     struct extent *extent)
 {
-  *extent = first_piece (disk, length, offset);
-  if (!map_word_is_mapped (extent->word)) {
-    int r = allocate (disk, extent->cluster, &extent->word);
+  for (;;) {
+    int r = 0;
 
+    *extent = first_piece (disk, length, offset);
+    if (!map_word_is_mapped (extent->word))
+      r = make_extent (disk, offset, extent);
     if (r != 0)
       return r;
-    extent->host_offset = host_cluster_offset (disk, extent->word)
-                          + offset % disk->delta->layout.cluster_size;
-  }
-  if (G_UNLIKELY (extent->word & MAP_TRIMMED))
+    if (G_LIKELY (!(extent->word & MAP_TRIMMED))) {
+      if (!map_word_is_new (extent->word))
+        join_mapped (disk, extent, length);
+      return 0;
+    }
     tell_trims (disk, extent->cluster, extent->length, offset);
-  else if (!map_word_is_new (extent->word))
-    join_mapped (disk, extent, length);
-  return 0;
+    /* It may have been unmapped while we waited, and looks as before if not. */
+    if (map_word_is_same_place (map_lookup (&disk->map, extent->cluster),
+                                extent->word))
+      return 0;
+  }
 }
 
 /* Nothing came of a new cluster. */
@@ -383,7 +399,7 @@ is_whole_cluster (const struct disk *disk, const struct extent *piece,
              || offset + piece->length == layout->size);
 }
 
-/* A part of a cluster has been given up; with nothing left, so is the cluster. */
+/* A part of a cluster is given up; with nothing left, so is the cluster. */
 static int
 trim_part (struct disk *disk, const struct extent *piece, uint64_t offset)
 {
@@ -391,11 +407,10 @@ trim_part (struct disk *disk, const struct extent *piece, uint64_t offset)
     (uint32_t) (offset % disk->delta->layout.cluster_size);
   int r = commit_begin (&disk->commit);
 
-  if (r < 0
-      || !trims_add (&disk->trims, piece->cluster, piece->word, from,
-                     from + (uint32_t) piece->length))
-    return r;
-  return unmap_cluster (disk, piece->cluster, piece->word);
+  if (r == 0)
+    trims_add (&disk->trims, piece->cluster, piece->word, from,
+               from + (uint32_t) piece->length);
+  return r;
 }
 
 static int

@@ -314,28 +314,39 @@ is_whole (const struct trims *trims, const struct trims_record *record)
               == cluster_length (trims, record->cluster);
 }
 
+/* Nothing is left of the cluster.  With the lock held and the flag set: whoever
+ * comes to write waits for us, and finds it unmapped.
+ */
+static void
+unmap (struct trims *trims, struct trims_record *record)
+{
+  const uint32_t entry = map_word_entry (record->word);
+  uint64_t removal;
+
+  if (commit_remove (trims->commit, record->cluster, record->word, &removal))
+    alloc_free (trims->alloc, entry, removal);
+  drop_record (trims, record);
+}
+
 /* With the lock held; the cluster's flag is set. */
-static bool
+static void
 add_to_record (struct trims *trims, struct trims_record *record,
                struct part part)
 {
   add_part (record->parts, part);
-  if (is_whole (trims, record)) {
-    drop_record (trims, record);
-    return true;
-  }
-  if (record->state == RECORD_BUSY)
-    return false;               /* it will be seen when that has ended */
-  if (!trims->punches)
+  if (is_whole (trims, record))
+    unmap (trims, record);
+  else if (record->state == RECORD_BUSY)
+    return;                     /* it will be seen when that has ended */
+  else if (!trims->punches)
     let_rest (trims, record);
   else if (record->state != RECORD_WAITING) {
     record->state = RECORD_WAITING;
     push_ticket (&trims->waiting, record);
   }
-  return false;
 }
 
-bool
+void
 trims_add (struct trims *trims, uint64_t cluster, uint64_t word,
            uint32_t from, uint32_t to)
 {
@@ -344,19 +355,19 @@ trims_add (struct trims *trims, uint64_t cluster, uint64_t word,
     to / FORMAT_SECTOR_SIZE * FORMAT_SECTOR_SIZE,
   };
   struct trims_record *record;
-  bool whole, news;
+  bool news;
 
   if (part.from >= part.to)
-    return false;
+    return;
   pthread_mutex_lock (&trims->lock);
   news = g_queue_is_empty (&trims->waiting);
   record = get_record (trims, cluster, word);
-  whole = record && add_to_record (trims, record, part);
+  if (record)
+    add_to_record (trims, record, part);
   news = news && !g_queue_is_empty (&trims->waiting);
   pthread_mutex_unlock (&trims->lock);
   if (news)
     trims->news (trims->opaque);
-  return whole;
 }
 
 void
@@ -559,20 +570,12 @@ is_hole (const struct trims *trims, const struct trims_record *record)
 static void
 look_at (struct trims *trims, struct trims_record *record)
 {
-  const uint32_t entry = map_word_entry (record->word);
-  uint64_t removal;
-
-  if (!is_good (trims, record)) {
+  if (!is_good (trims, record))
     drop_record (trims, record);
-    return;
-  }
-  if (!is_hole (trims, record)) {
+  else if (is_hole (trims, record))
+    unmap (trims, record);
+  else
     let_rest (trims, record);
-    return;
-  }
-  if (commit_remove (trims->commit, record->cluster, record->word, &removal))
-    alloc_free (trims->alloc, entry, removal);
-  drop_record (trims, record);
 }
 
 static void

@@ -9,7 +9,8 @@
  * writes to such a cluster comes here, before and after:
  *
  *   before   what is written is trimmed no longer; only who wants to write what
- *            is being punched at this moment waits for that
+ *            is being punched at this moment waits for that.  The cluster may
+ *            have been unmapped: it is looked up again
  *   after    the same, for trims that came while it was written: either the
  *            write is the later one, or it was punched for good
  *
@@ -75,16 +76,15 @@ void trims_init (struct trims *trims, struct delta *delta, struct map *map,
 void trims_destroy (struct trims *trims);
 
 /* The bytes FROM up to TO of CLUSTER, whose map word is WORD, are trimmed; both
- * are rounded to sectors, inwards.  From inside the gate; after commit_begin.
- *
- * Returns true when nothing of the cluster is left: the caller unmaps it.
+ * are rounded to sectors, inwards.  When nothing of the cluster is left it is
+ * unmapped.  From inside the gate; after commit_begin.
  */
-bool trims_add (struct trims *trims, uint64_t cluster, uint64_t word,
+void trims_add (struct trims *trims, uint64_t cluster, uint64_t word,
                 uint32_t from, uint32_t to);
 
 /* Somebody will write, or has written, to the bytes FROM up to TO of CLUSTER,
  * whose word has MAP_TRIMMED.  From inside the gate.  Waits while some of it is
- * being punched.
+ * being punched.  Who will write looks up again afterwards where the cluster is.
  */
 void trims_write (struct trims *trims, uint64_t cluster, uint32_t from,
                   uint32_t to);

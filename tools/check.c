@@ -72,6 +72,9 @@ print_summary (const struct ploop_check_result *result)
           " leaked\n",
           result->nr_clusters, result->nr_allocated,
           result->nr_leaked_clusters);
+  if (result->nr_free_clusters > 0)
+    printf ("free: %" PRIu64 " clusters of the file, which take no space\n",
+            result->nr_free_clusters);
   printf ("found: errors %" PRIu64 ", leaks %" PRIu64 ", notes %" PRIu64 "\n",
           result->nr_errors, result->nr_leaks, result->nr_notes);
   printf ("result: %s\n", verdict (result));
@@ -109,6 +112,7 @@ add_summary (JsonBuilder *builder, const struct ploop_check_result *result)
   output_add_number (builder, "leaks", result->nr_leaks);
   output_add_number (builder, "notes", result->nr_notes);
   output_add_number (builder, "leaked-clusters", result->nr_leaked_clusters);
+  output_add_number (builder, "free-clusters", result->nr_free_clusters);
   output_add_number (builder, "allocated-clusters", result->nr_allocated);
   output_add_number (builder, "clusters", result->nr_clusters);
 }

@@ -136,8 +136,8 @@ mutate slow record-of-another-time trims.c \
   '/^is_good/,/^}/ s/return /return true || /'
 mutate rare unmapped-without-grace-period trims.c \
   's/call_rcu (&batch->rcu, settle);/settle (\&batch->rcu);/'
-mutate quick leak-in-use-reclaimed bat.c \
-  '/^next_cell/,/^}/ s/const uint64_t invert = .*/const uint64_t invert = 0;/'
+mutate slow leak-in-use-reclaimed alloc.c \
+  '/^alloc_reclaim/,/^}/ s/leak->first)/leak->first + 1)/'
 
 # ---- Others -----------------------------------------------------------------
 

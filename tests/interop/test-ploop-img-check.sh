@@ -74,6 +74,9 @@ agrees_with_itself ()
     printf "clusters: %s, of which %s allocated, %s leaked\n",
            map { $members->{$_} } qw(clusters allocated-clusters
                                      leaked-clusters);
+    $members->{"free-clusters"} == 0
+      or printf "free: %s clusters of the file, which take no space\n",
+                $members->{"free-clusters"};
     printf "found: errors %s, leaks %s, notes %s\nresult: %s\n",
            map { $members->{$_} } qw(errors leaks notes result);
     ' <out.--output=json >from-json || fail "$1: JSON: $(cat out.--output=json)"
@@ -119,7 +122,14 @@ grep -q '^leak: ' out.--output=human
 
 damaged leaked-middle
 poke leaked-middle.hds 68 0
+poke leaked-middle.hds 70000 1
 checks 3 leaked-middle.hds '2 allocated, 1 leaked'
+
+# One that is a hole takes no space.
+damaged free-middle
+poke free-middle.hds 68 0
+checks 0 free-middle.hds '2 allocated, 0 leaked'
+grep -q '^free: 1 ' out.--output=human || fail "no word of the free cluster"
 
 damaged both
 poke both.hds 68 1

@@ -392,6 +392,7 @@ clusters number
 errors number
 file string
 findings array
+free-clusters number
 leaked-clusters number
 leaks number
 notes number

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
 
-# Proves, by looking at every state of the model in commit.pml, that requests,
-# commits and the scrubbing of freed clusters keep the rules together, whatever
-# order they run in and wherever the power fails; and that the model would
-# notice if they did not: each of its BUG_* macros must be found.
+# Proves, by looking at every state of the models in commit.pml and trims.pml,
+# that requests, commits, the scrubbing of freed clusters and the punching of
+# parts of clusters keep the rules together, whatever order they run in and, for
+# commits, wherever the power fails; and that the models would notice if they did
+# not: each of their BUG_* macros must be found.
 #
 # To see how an error comes about:
 #
@@ -14,7 +15,8 @@
 
 set -euo pipefail
 
-model=${abs_srcdir:-$(cd "$(dirname "$0")" && pwd)}/commit.pml
+models=${abs_srcdir:-$(cd "$(dirname "$0")" && pwd)}
+model=$models/commit.pml
 max_mib=1000
 max_depth=10000
 
@@ -115,3 +117,17 @@ finds SIZE_NOT_SYNCED FLUSH
 finds LEADS_READ_UNLOCKED GROUP
 finds ALL_ANSWERED GROUP
 finds NO_LEADER_NEEDED GROUP
+
+model=$models/trims.pml
+holds PARTS
+holds PIECES
+holds AGAIN
+
+# What is written is not trimmed any more.
+finds WRITTEN_PART_PUNCHED PARTS
+finds WRITE_UNDER_A_PUNCH PARTS
+# Nothing is left of a cluster, and somebody writes to it.
+finds NOT_LOOKED_UP_AGAIN PIECES
+finds UNMAPPED_UNLOCKED PIECES
+finds NO_GRACE_PERIOD PIECES
+finds RECORD_OF_ANOTHER_TIME AGAIN

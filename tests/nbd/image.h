@@ -41,6 +41,7 @@ struct image_state {
   uint32_t nr_clusters;         /* BAT entries */
   uint32_t nr_allocated;        /* BAT entries that are not 0 */
   uint64_t nr_leaked;           /* clusters of the file that no entry names */
+  uint64_t nr_holes;            /* of these, those that are holes of the file */
   uint32_t in_use;
   uint32_t flags;
   uint64_t data_offset;         /* bytes, where clusters may begin */
@@ -55,7 +56,8 @@ void image_read (const char *path, struct image_state *state);
 
 /* image_read and the checks of other programs (qemu-img, ploop-img), for an
  * image that was closed in the orderly way: not in use, and no more than
- * MAX_LEAKED clusters leaked; 0 unless a server was killed on it before.
+ * MAX_LEAKED clusters leaked that are not holes; 0 unless a server was killed on
+ * it before.
  */
 void image_expect_clean (const char *path, uint64_t max_leaked,
                          struct image_state *state);

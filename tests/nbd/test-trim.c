@@ -294,8 +294,8 @@ trim_apart (struct connection *c, uint64_t length, uint64_t offset)
   disclaim (c, length, offset);
 }
 
-/* Compare BUF with the model.  What is loose may be zero or as before, and is
- * what it was found to be from then on.
+/* Compare BUF with the model.  What is loose may be zero or as before; it may
+ * become zero later, too, but stays so.
  */
 static void
 compare_loosely (struct trimmed_disk *d, const uint8_t *buf, uint64_t length,
@@ -304,9 +304,10 @@ compare_loosely (struct trimmed_disk *d, const uint8_t *buf, uint64_t length,
   uint8_t *model = d->disk->answered;
 
   for (uint64_t i = offset; i < offset + length; i++) {
-    if (d->loose[i] && buf[i - offset] == 0)
+    if (d->loose[i] && buf[i - offset] == 0) {
       model[i] = d->disk->submitted[i] = 0;
-    d->loose[i] = 0;
+      d->loose[i] = 0;
+    }
   }
   disk_compare (d->disk, buf, length, offset, "read");
 }
