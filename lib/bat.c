@@ -116,19 +116,6 @@ found_conflict (struct scan *scan, uint32_t index, uint32_t entry,
   g_array_append_val (scan->conflicts, conflict);
 }
 
-static bool
-is_on_grid (const struct format_layout *layout, uint64_t offset)
-{
-  return (offset - layout->data_start) % layout->cluster_size == 0;
-}
-
-/* The cell in which OFFSET lies. */
-static uint64_t
-cell_of (const struct format_layout *layout, uint64_t offset)
-{
-  return (offset - layout->data_start) / layout->cluster_size;
-}
-
 static void
 judge (struct scan *scan, uint32_t index, uint32_t entry)
 {
@@ -141,12 +128,12 @@ judge (struct scan *scan, uint32_t index, uint32_t entry)
     found_fault (scan, BAT_BELOW_DATA, index, entry, 0);
   else if (offset >= scan->delta->file_size)
     found_fault (scan, BAT_PAST_END, index, entry, 0);
-  else if (!is_on_grid (layout, offset))
+  else if (!format_is_on_grid (layout, offset))
     g_array_append_val (scan->off_grid, placed);
-  else if (is_taken (scan, cell_of (layout, offset)))
-    found_conflict (scan, index, entry, cell_of (layout, offset), 0);
+  else if (is_taken (scan, format_cell_at (layout, offset)))
+    found_conflict (scan, index, entry, format_cell_at (layout, offset), 0);
   else {
-    take_cell (scan, cell_of (layout, offset));
+    take_cell (scan, format_cell_at (layout, offset));
     found_sound (scan, index, entry, offset);
   }
 }
@@ -169,7 +156,7 @@ judge_placed (struct scan *scan, const struct placed *list, guint i)
 {
   const struct format_layout *layout = &scan->delta->layout;
   const struct placed *placed = &list[i];
-  const uint64_t first = cell_of (layout, placed->offset);
+  const uint64_t first = format_cell_at (layout, placed->offset);
   const uint32_t entry = (uint32_t) (placed->offset / layout->entry_unit);
 
   if (is_taken (scan, first))
@@ -189,6 +176,7 @@ judge_placed (struct scan *scan, const struct placed *list, guint i)
 static void
 judge_off_grid (struct scan *scan)
 {
+  const struct format_layout *layout = &scan->delta->layout;
   const struct placed *list = (const struct placed *) scan->off_grid->data;
   const guint n = scan->off_grid->len;
 
@@ -196,7 +184,7 @@ judge_off_grid (struct scan *scan)
   for (guint i = 0; i < n && !scan->stopped; i++)
     judge_placed (scan, list, i);
   for (guint i = 0; i < n; i++) {
-    const uint64_t first = cell_of (&scan->delta->layout, list[i].offset);
+    const uint64_t first = format_cell_at (layout, list[i].offset);
 
     take_cell (scan, first);
     take_cell (scan, first + 1);
@@ -253,9 +241,9 @@ look_for_owner (struct scan *scan, uint32_t index, uint32_t entry)
   struct conflict *conflict;
 
   if (offset < layout->data_start || offset >= scan->delta->file_size
-      || !is_on_grid (layout, offset))
+      || !format_is_on_grid (layout, offset))
     return;
-  conflict = conflict_about (scan, cell_of (layout, offset));
+  conflict = conflict_about (scan, format_cell_at (layout, offset));
   if (conflict && conflict->other == 0)
     conflict->other = index + 1;
 }
@@ -485,4 +473,98 @@ bat_fault_describe (const struct delta *delta, const struct bat_fault *fault)
                             G_GUINT32_FORMAT, start, fault->other);
   }
   g_assert_not_reached ();
+}
+
+/* ---- Loading ----------------------------------------------------------- */
+
+struct loading {
+  const struct delta *delta;
+  const struct bat_loader *loader;
+  GArray *lost;
+  GError **error;
+  bool failed;
+};
+
+static bool
+load_entry (void *opaque, uint32_t index, uint32_t entry)
+{
+  const struct loading *loading = opaque;
+
+  loading->loader->entry (loading->loader->opaque, index, entry);
+  return true;
+}
+
+static bool
+load_fault (void *opaque, const struct bat_fault *fault)
+{
+  struct loading *loading = opaque;
+  const struct delta *delta = loading->delta;
+  g_autofree char *text = NULL;
+
+  if (bat_fault_is_unfinished (delta, fault)) {
+    g_array_append_val (loading->lost, fault->index);
+    return true;
+  }
+  text = bat_fault_describe (delta, fault);
+  g_set_error (loading->error, PLOOP_ERROR, PLOOP_ERROR_CORRUPT,
+               "%s: %s: the image is damaged; run 'ploop-img check %s' for all "
+               "that is wrong, and work on a copy", delta->path, text,
+               delta->path);
+  loading->failed = true;
+  return false;
+}
+
+static void
+load_leak (void *opaque, uint64_t first, uint64_t nr)
+{
+  const struct loading *loading = opaque;
+
+  if (loading->loader->leak)
+    loading->loader->leak (loading->loader->opaque, first, nr);
+}
+
+/* The BAT is in neither version's form then. */
+static bool
+refuse_conversion (const struct delta *delta, GError **error)
+{
+  if (!(delta->header.flags & FORMAT_FLAG_CONVERSION)
+      || !format_is_dirty (delta->header.in_use))
+    return false;
+  g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_CORRUPT,
+               "%s: flags are %" G_GUINT32_FORMAT " and in use is 0x%08"
+               G_GINT32_MODIFIER "x: a version conversion was interrupted; "
+               "finish it with the ploop tool, which keeps the old index in "
+               "%s.idx", delta->path, delta->header.flags,
+               delta->header.in_use, delta->path);
+  return true;
+}
+
+int
+bat_load (const struct delta *delta, const struct bat_loader *loader,
+          const struct log *log, GArray *lost, struct bat_summary *summary,
+          GError **error)
+{
+  struct loading loading = {
+    .delta = delta,
+    .loader = loader,
+    .lost = lost,
+    .error = error,
+  };
+  const struct bat_visitor visitor = {
+    .entry = load_entry,
+    .fault = load_fault,
+    .leak = load_leak,
+    .opaque = &loading,
+  };
+
+  if (refuse_conversion (delta, error)
+      || bat_scan (delta, &visitor, summary, error) < 0 || loading.failed)
+    return -1;
+  if (format_is_dirty (delta->header.in_use))
+    log_warning (log, "%s: was not closed (in use is 0x%08"
+                 G_GINT32_MODIFIER "x), or a Virtuozzo kernel has it mounted: "
+                 "do not write to it then; its BAT was checked, and %u entries "
+                 "of clusters that are not in the file count as unallocated",
+                 delta->path, delta->header.in_use, lost->len);
+  return 0;
 }

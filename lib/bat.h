@@ -76,4 +76,23 @@ bool bat_fault_is_unfinished (const struct delta *delta,
 char *bat_fault_describe (const struct delta *delta,
                           const struct bat_fault *fault);
 
+struct bat_loader {
+  void (*entry) (void *opaque, uint32_t index, uint32_t entry);
+  /* As a visitor's; NULL: not wanted. */
+  void (*leak) (void *opaque, uint64_t first, uint64_t nr);
+  void *opaque;
+};
+
+/* Read the BAT of an image that is going to be used: every entry goes to
+ * loader->entry, but for those of clusters that were never flushed (see
+ * bat_fault_is_unfinished), whose guest clusters are added to LOST (of
+ * uint32_t).  An image that was not closed is worth a warning.
+ *
+ * Returns 0, or -1 with ERROR set when the BAT cannot be read, has any other
+ * fault, or is half converted to another version.
+ */
+int bat_load (const struct delta *delta, const struct bat_loader *loader,
+              const struct log *log, GArray *lost,
+              struct bat_summary *summary, GError **error);
+
 #endif /* PLOOP_LIB_BAT_H */

@@ -99,6 +99,12 @@ format_is_dirty (uint32_t in_use)
          && in_use != FORMAT_CLOSED_PD17 && in_use != FORMAT_CLOSED_PD22;
 }
 
+bool
+format_has_valid_extension (const struct format_header *header)
+{
+  return header->extension_sectors != 0 && header->in_use != FORMAT_IN_USE;
+}
+
 static bool
 refuse (GError **error, const char *format, ...) G_GNUC_PRINTF (2, 3);
 

@@ -82,6 +82,11 @@ struct format_header {
 /* Does the in-use field say that nobody closed the image? */
 bool format_is_dirty (uint32_t in_use);
 
+/* Does the image carry changed-block bitmaps that a change would make untrue?
+ * In one that was never closed they are stale already.
+ */
+bool format_has_valid_extension (const struct format_header *header);
+
 /* What follows from a plausible header, in bytes. */
 struct format_layout {
   uint64_t size;                /* of the guest's disk */
@@ -166,6 +171,20 @@ static inline uint64_t
 format_cell_offset (const struct format_layout *layout, uint64_t cell)
 {
   return layout->data_start + cell * layout->cluster_size;
+}
+
+/* Does a cell begin at OFFSET, which is not below data_start? */
+static inline bool
+format_is_on_grid (const struct format_layout *layout, uint64_t offset)
+{
+  return (offset - layout->data_start) % layout->cluster_size == 0;
+}
+
+/* The cell in which OFFSET lies, which is not below data_start. */
+static inline uint64_t
+format_cell_at (const struct format_layout *layout, uint64_t offset)
+{
+  return (offset - layout->data_start) / layout->cluster_size;
 }
 
 /* BAT entry of a cell.  CELL must be below format_nr_cells. */

@@ -38,14 +38,6 @@ struct ploop_image {
 
 /* ---- Opening ----------------------------------------------------------- */
 
-/* Changed-block bitmaps that are valid now would not be after a write. */
-static bool
-has_valid_extension (const struct delta *delta)
-{
-  return delta->header.extension_sectors != 0
-         && delta->header.in_use != FORMAT_IN_USE;
-}
-
 /* Open for writing where that is asked for and can be done, else for reading.
  */
 static struct delta *
@@ -63,7 +55,7 @@ open_delta (const char *path, bool read_only, const struct log *log,
                  "opened read-only", delta->path);
     return delta;
   }
-  if (has_valid_extension (delta)) {
+  if (format_has_valid_extension (&delta->header)) {
     log_warning (log, "%s: carries changed-block bitmaps, which a write would "
                  "make untrue: opened read-only", delta->path);
     delta_close (delta);
@@ -72,63 +64,24 @@ open_delta (const char *path, bool read_only, const struct log *log,
   return delta;
 }
 
-static bool
-refuse_conversion (const struct delta *delta, GError **error)
-{
-  if (!(delta->header.flags & FORMAT_FLAG_CONVERSION)
-      || !format_is_dirty (delta->header.in_use))
-    return false;
-  g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_CORRUPT,
-               "%s: flags are %" G_GUINT32_FORMAT " and in use is 0x%08"
-               G_GINT32_MODIFIER "x: a version conversion was interrupted; "
-               "finish it with the ploop tool, which keeps the old index in "
-               "%s.idx", delta->path, delta->header.flags,
-               delta->header.in_use, delta->path);
-  return true;
-}
-
-/* What loading the BAT collects. */
+/* What loading the BAT fills in. */
 struct loading {
-  struct ploop_image *image;
-  GArray *lost;                 /* of uint32_t: guest clusters */
+  struct map *map;
   GArray *leaks;                /* of struct alloc_leak */
-  GError **error;
-  bool failed;
 };
 
-static bool
+static void
 load_entry (void *opaque, uint32_t index, uint32_t entry)
 {
-  struct loading *loading = opaque;
+  const struct loading *loading = opaque;
 
-  map_fill (&loading->image->disk.map, index, map_word (0, entry, 0));
-  return true;
-}
-
-static bool
-load_fault (void *opaque, const struct bat_fault *fault)
-{
-  struct loading *loading = opaque;
-  const struct delta *delta = loading->image->disk.delta;
-  g_autofree char *text = NULL;
-
-  if (bat_fault_is_unfinished (delta, fault)) {
-    g_array_append_val (loading->lost, fault->index);
-    return true;
-  }
-  text = bat_fault_describe (delta, fault);
-  g_set_error (loading->error, PLOOP_ERROR, PLOOP_ERROR_CORRUPT,
-               "%s: %s: the image is damaged; run 'ploop-img check %s' for all "
-               "that is wrong, and work on a copy", delta->path, text,
-               delta->path);
-  loading->failed = true;
-  return false;
+  map_fill (loading->map, index, map_word (0, entry, 0));
 }
 
 static void
 load_leak (void *opaque, uint64_t first, uint64_t nr)
 {
-  struct loading *loading = opaque;
+  const struct loading *loading = opaque;
   const struct alloc_leak leak = { first, nr };
 
   g_array_append_val (loading->leaks, leak);
@@ -139,18 +92,8 @@ static int
 load_map (struct ploop_image *image, struct bat_summary *summary,
           GArray *lost, GArray *leaks, GError **error)
 {
-  struct loading loading = {
-    .image = image,
-    .lost = lost,
-    .leaks = leaks,
-    .error = error,
-  };
-  const struct bat_visitor visitor = {
-    .entry = load_entry,
-    .fault = load_fault,
-    .leak = load_leak,
-    .opaque = &loading,
-  };
+  struct loading loading = { &image->disk.map, leaks };
+  const struct bat_loader loader = { load_entry, load_leak, &loading };
   const struct delta *delta = image->disk.delta;
   int r;
 
@@ -160,15 +103,7 @@ load_map (struct ploop_image *image, struct bat_summary *summary,
                       " clusters", delta->path, delta->layout.nr_entries);
     return -1;
   }
-  if (bat_scan (delta, &visitor, summary, error) < 0 || loading.failed)
-    return -1;
-  if (format_is_dirty (delta->header.in_use))
-    log_warning (&image->log, "%s: was not closed (in use is 0x%08"
-                 G_GINT32_MODIFIER "x), or a Virtuozzo kernel has it mounted: "
-                 "do not write to it then; its BAT was checked, and %u entries "
-                 "of clusters that are not in the file count as unallocated",
-                 delta->path, delta->header.in_use, lost->len);
-  return 0;
+  return bat_load (delta, &loader, &image->log, lost, summary, error);
 }
 
 /* ---- What goes on behind requests -------------------------------------- */
@@ -299,8 +234,7 @@ load_image (struct ploop_image *image, GError **error)
     g_array_new (FALSE, FALSE, sizeof (struct alloc_leak));
   struct bat_summary summary;
 
-  if (refuse_conversion (image->disk.delta, error)
-      || load_map (image, &summary, lost, leaks, error) < 0)
+  if (load_map (image, &summary, lost, leaks, error) < 0)
     return -1;
   log_debug (&image->log, "%s: version %u, %" G_GUINT64_FORMAT " bytes, "
              "clusters of %" G_GUINT32_FORMAT " bytes, %" G_GUINT32_FORMAT

@@ -6,6 +6,8 @@
 
 #include <config.h>
 
+#include <string.h>
+
 #include "bat.h"
 #include "run.h"
 
@@ -244,6 +246,71 @@ START_TEST (past_the_end_is_unfinished_only_in_a_marked_image)
 }
 END_TEST
 
+/* ---- Loading ----------------------------------------------------------- */
+
+static void
+count_entry (void *opaque, uint32_t index, uint32_t entry)
+{
+  unsigned *nr = opaque;
+
+  (void) index;
+  (void) entry;
+  ++*nr;
+}
+
+/* Load it.  Returns how many entries there are, or -1 with ERROR set; LOST is
+ * how many were never flushed.
+ */
+static int
+load (const struct format_header *header, const uint32_t *entries,
+      unsigned *lost, GError **error)
+{
+  g_autofree char *path = scratch_image ("bat", header, entries, 6 * 32768);
+  g_autoptr (GArray) array = g_array_new (FALSE, FALSE, sizeof (uint32_t));
+  struct delta *delta = delta_open (path, DELTA_LOCK_NONE, NULL);
+  unsigned nr = 0;
+  const struct bat_loader loader = { count_entry, NULL, &nr };
+  const struct log log = { NULL, NULL };
+  const int r = bat_load (delta, &loader, &log, array, NULL, error);
+
+  ck_assert_ptr_nonnull (delta);
+  delta_close (delta);
+  *lost = array->len;
+  return r < 0 ? -1 : (int) nr;
+}
+
+START_TEST (unfinished_entries_are_loaded_as_lost)
+{
+  struct format_header header = scratch_header (2, 64, 100);
+  const uint32_t entries[100] = { [3] = 5, [4] = 6, [7] = 2 };
+  g_autoptr (GError) error = NULL;
+  unsigned lost;
+
+  header.in_use = FORMAT_IN_USE;
+  ck_assert_int_eq (load (&header, entries, &lost, NULL), 2);
+  ck_assert_uint_eq (lost, 1);
+  header.in_use = FORMAT_CLOSED;
+  ck_assert_int_eq (load (&header, entries, &lost, &error), -1);
+  ck_assert (g_error_matches (error, PLOOP_ERROR, PLOOP_ERROR_CORRUPT));
+  ck_assert_ptr_nonnull (strstr (error->message, "BAT entry 4 is 6"));
+}
+END_TEST
+
+START_TEST (half_converted_bat_is_not_loaded)
+{
+  struct format_header header = scratch_header (2, 64, 100);
+  g_autoptr (GError) error = NULL;
+  unsigned lost;
+
+  header.flags = FORMAT_FLAG_CONVERSION;
+  ck_assert_int_eq (load (&header, NULL, &lost, NULL), 0);
+  header.in_use = FORMAT_IN_USE;
+  ck_assert_int_eq (load (&header, NULL, &lost, &error), -1);
+  ck_assert (g_error_matches (error, PLOOP_ERROR, PLOOP_ERROR_CORRUPT));
+  ck_assert_ptr_nonnull (strstr (error->message, "flags are 2"));
+}
+END_TEST
+
 static void
 add_tests (TCase *tcase)
 {
@@ -257,6 +324,8 @@ add_tests (TCase *tcase)
   tcase_add_test (tcase, each_of_many_is_told_its_partner);
   tcase_add_test (tcase, scan_ends_when_it_is_told);
   tcase_add_test (tcase, past_the_end_is_unfinished_only_in_a_marked_image);
+  tcase_add_test (tcase, unfinished_entries_are_loaded_as_lost);
+  tcase_add_test (tcase, half_converted_bat_is_not_loaded);
 }
 
 int
