@@ -632,6 +632,16 @@ delta_sync_apart (const struct delta *delta)
 }
 
 int
+delta_sync_and_forget (const struct delta *delta, uint64_t length)
+{
+  const int r = sync_fd (delta->fd);
+
+  if (r == 0)
+    posix_fadvise (delta->fd, 0, (off_t) length, POSIX_FADV_DONTNEED);
+  return r;
+}
+
+int
 delta_size (const struct delta *delta, uint64_t *size)
 {
   struct stat st;

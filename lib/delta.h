@@ -141,6 +141,11 @@ int delta_sync (const struct delta *delta);
 /* The same, for callers that are not the ones to remember an error. */
 int delta_sync_apart (const struct delta *delta);
 
+/* Sync, and let the first LENGTH bytes of the file be read from the disk next
+ * time, if the kernel takes the advice.
+ */
+int delta_sync_and_forget (const struct delta *delta, uint64_t length);
+
 /* Present size of the file. */
 int delta_size (const struct delta *delta, uint64_t *size);
 

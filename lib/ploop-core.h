@@ -6,7 +6,7 @@
  * (BAT) with one entry for each cluster of the guest's disk, and the clusters
  * that were written so far.  This library opens such an image, checks it in
  * full, reads and writes the guest's disk from any number of threads, and
- * creates, describes and checks images.
+ * creates, describes, checks and compacts images.
  *
  * Errors have two shapes.  Requests return 0 or a negative errno.  Opening,
  * closing and maintenance take a GError (domain PLOOP_ERROR) whose message
@@ -556,6 +556,73 @@ struct ploop_check_result {
  */
 int ploop_check (const char *path, ploop_finding_fn report, void *opaque,
                  struct ploop_check_result *result, GError **error);
+
+/* ---- Compacting -------------------------------------------------------- */
+
+struct ploop_compact_options {
+  bool dry_run;                 /* only say what would be done */
+  bool keep_holes_out;          /* make no holes in the file, for kernels that
+                                   do not take them */
+  uint64_t batch;               /* bytes of clusters that are moved before space
+                                   is given back; 0: 64 MiB */
+  ploop_log_fn log;             /* NULL: no messages */
+  void *log_opaque;
+};
+
+struct ploop_compact_result {
+  bool interrupted;             /* by the callback, with clusters left to move */
+  uint64_t nr_moved;            /* clusters */
+  uint64_t bytes_copied;        /* of their data; holes are not copied */
+  uint64_t file_size_before;    /* bytes */
+  uint64_t file_size_after;
+  uint64_t allocated_before;    /* bytes of storage that the file takes */
+  uint64_t allocated_after;
+};
+
+/* Called before the first cluster is moved and after each piece of data (a MiB at
+ * most) or hole, with how many bytes of NR_BYTES, all clusters that have to move,
+ * are done.  Returns false to end it; is not called again then.  Called by the
+ * thread that is in ploop_compact, on whose image it must not work.
+ */
+typedef bool (*ploop_progress_fn) (void *opaque, uint64_t nr_bytes_done,
+                                   uint64_t nr_bytes);
+
+/* Make the file of the image PATH, which nobody may use meanwhile, as small as
+ * its clusters: the highest are moved into free space below them, the end of the
+ * file is cut off, and what is free inside it is given back to the file system.
+ *
+ * The guest's disk stays what it is.  At every instant, whether the process is
+ * killed or power fails, the file is an image that reads the same; what was cut
+ * short is marked as in use then, and can be compacted again.  A hole in a
+ * cluster stays one, and so space that was only reserved for it comes back.
+ * Where the free space in the file consists of holes, a batch needs as much room
+ * in the file system; with less, fewer clusters are moved at a time.
+ *
+ * OPTIONS may be NULL.  With keep_holes_out, clusters are copied in full, zeros
+ * for holes, and only the end of the file is given back.  With dry_run, nothing
+ * is changed and PATH is locked as for reading; RESULT says what would be, and
+ * allocated_after is the most that it would be.
+ *
+ * PROGRESS may be NULL.  When it returns false, the clusters that are copied in
+ * full stay where they are now, the image is closed, and RESULT says interrupted.
+ *
+ * An image that was not closed is judged as ploop_open does, and closed in the
+ * end.  When there is nothing to do, nothing is changed.
+ *
+ * Returns 0, also when interrupted, or -1 with ERROR set: PLOOP_ERROR_SYSTEM for
+ * a system call that failed, lack of space among them; PLOOP_ERROR_IN_USE;
+ * PLOOP_ERROR_FORMAT or PLOOP_ERROR_CORRUPT for what ploop_open would refuse;
+ * PLOOP_ERROR_ARGUMENT for an image with changed-block bitmaps, which would be
+ * lost.  What was moved before an error stays moved.  Unless ERROR says that the
+ * image may stay marked as in use, it is closed.  RESULT (may be NULL) is what
+ * was done, after an error too.
+ *
+ * Blocks for as long as it takes; starts no threads.
+ */
+int ploop_compact (const char *path,
+                   const struct ploop_compact_options *options,
+                   ploop_progress_fn progress, void *opaque,
+                   struct ploop_compact_result *result, GError **error);
 
 G_END_DECLS
 
