@@ -1,8 +1,9 @@
 #!/bin/sh
 # SPDX-License-Identifier: LGPL-2.1-or-later
 #
-# Does the power-cut test notice?  Each mutation is one fault put into a copy of
-# one file of lib/; test-power-cut is linked with it and must fail.
+# Do the power-cut tests notice?  Each mutation is one fault put into a copy of
+# one file of lib/; test-power-cut, or for compact.c test-compact-cut, is linked
+# with it and must fail.
 #
 # A mutation whose text is not in the source any more is an error: mend the
 # expression.  make check tries those that are found quickly; with
@@ -21,7 +22,8 @@ wanted=" $* "
 
 # What is linked beside the mutated file, and how: Makefile.am says.
 : "${MUTATION_CPPFLAGS?}" "${MUTATION_LDFLAGS?}" "${MUTATION_LIBS?}"
-objects='test-power-cut.o recorder.o reader.o rules.o workload.o'
+power_cut_objects='test-power-cut.o recorder.o reader.o rules.o workload.o'
+compact_cut_objects='test-compact-cut.o recorder.o reader.o rules.o'
 
 fail ()
 {
@@ -36,6 +38,10 @@ build ()
   if cmp -s "$lib/$2" "$scratch/$2"; then
     fail "$1: lib/$2 does not have the text that is to be changed"
   fi
+  case $2 in
+  compact.c) objects=$compact_cut_objects ;;
+  *) objects=$power_cut_objects ;;
+  esac
   # The archive's own member is not pulled in: all it defines is there.
   # shellcheck disable=SC2086
   $CC -DG_LOG_DOMAIN='"ploop-core"' $MUTATION_CPPFLAGS -I"$lib" $CFLAGS -w \
@@ -138,6 +144,21 @@ mutate rare unmapped-without-grace-period trims.c \
   's/call_rcu (&batch->rcu, settle);/settle (\&batch->rcu);/'
 mutate slow leak-in-use-reclaimed alloc.c \
   '/^alloc_reclaim/,/^}/ s/leak->first)/leak->first + 1)/'
+
+# ---- Compacting -------------------------------------------------------------
+
+mutate quick move-without-commit compact.c \
+  '/^commit_moves/,/^}/ s/r = commit_flush (.*);/r = 0;/'
+mutate quick move-without-data compact.c \
+  '/^copy_data/,/^}/ s/r = delta_pwrite (.*);/r = 0;/'
+mutate quick hole-over-garbage compact.c \
+  '/^copy_hole/,/^}/ s/r = punch_data (.*);/r = 0;/'
+mutate quick move-before-data-is-synced compact.c \
+  '/^commit_moves/,/^}/ s/commit_note_unstable (/delta_pwrite (compact->delta, \&entry, 4, format_bat_offset (list[i].index)); &/'
+mutate quick cut-before-commit compact.c \
+  '/^move_batch/,/^}/ s/const int r = copy_batch (compact, moves);/const int r = copy_batch (compact, moves); update_high (compact); cut_tail (compact);/'
+mutate quick moved-cell-not-used compact.c \
+  '/^commit_moves/,/^}/ s/set_used (.*);//'
 
 # ---- Others -----------------------------------------------------------------
 
