@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 
-/* ploop-img: creates, describes and checks ploop images.
+/* ploop-img: creates, describes, checks and compacts ploop images.
  *
  * Finds the subcommand in the table below and runs it.  Each subcommand is a
  * file of its own and reads its own options; only --help and --version are
@@ -23,6 +23,7 @@ static const struct subcommand subcommands[] = {
   { "create", "FILE SIZE", "Make an empty image", create_run },
   { "info", "FILE", "Show what an image is", info_run },
   { "check", "FILE", "Look for damage, changing nothing", check_run },
+  { "compact", "FILE", "Make the file as small as its data", compact_run },
   { "help", "[SUBCOMMAND]", "Show how to use a subcommand", help_run },
 };
 
@@ -72,13 +73,13 @@ print_help (void)
           "  ploop-img SUBCOMMAND [OPTION...] ARGUMENT...\n"
           "  ploop-img --help | --version\n"
           "\n"
-          "Create, describe and check ploop disk images.\n"
+          "Create, describe, check and compact ploop disk images.\n"
           "\n"
           "Subcommands:\n");
   for (size_t i = 0; i < G_N_ELEMENTS (subcommands); i++) {
     const struct subcommand *s = &subcommands[i];
 
-    printf ("  %-6s %-13s %s\n", s->name, s->arguments, s->summary);
+    printf ("  %-7s %-13s %s\n", s->name, s->arguments, s->summary);
   }
   printf ("\n"
           "Options of a subcommand: ploop-img help SUBCOMMAND,\n"

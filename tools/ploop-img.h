@@ -30,6 +30,7 @@ struct subcommand {
 int create_run (const struct subcommand *self, int argc, char **argv);
 int info_run (const struct subcommand *self, int argc, char **argv);
 int check_run (const struct subcommand *self, int argc, char **argv);
+int compact_run (const struct subcommand *self, int argc, char **argv);
 
 /* command-line.c */
 

@@ -81,7 +81,7 @@ poke ()
 
 refuses_usage '' 'no subcommand'
 refuses_usage '' "unknown subcommand 'frobnicate'" frobnicate
-refuses_usage '' 'create, info, check' frobnicate
+refuses_usage '' 'create, info, check, compact' frobnicate
 refuses_usage '' "unknown subcommand ''" ''
 refuses_usage '' "unknown option '--frobnicate'" --frobnicate
 refuses_usage '' "unknown option '--frobnicate'" --frobnicate info x
@@ -96,7 +96,7 @@ refuses_usage create '--cluster-size' create x.hds 1M --cluster-size
 refuses_usage create "--version: '3'.*1 or 2" create --version=3 x.hds 1M
 refuses_usage create "--version: ''" create --version= x.hds 1M
 refuses_usage create "--version: '1x'" create --version 1x x.hds 1M
-for sub in info check; do
+for sub in info check compact; do
   refuses_usage $sub 'FILE is missing' $sub
   refuses_usage $sub "unexpected argument 'y'" $sub x y
   refuses_usage $sub '--frobnicate' $sub --frobnicate x
@@ -109,7 +109,7 @@ test ! -e x.hds || fail "a usage error left a file behind"
 # ---- Help ------------------------------------------------------------------
 
 succeeds --help
-for sub in create info check help; do
+for sub in create info check compact help; do
   grep -q "^  $sub " out || fail "--help does not list $sub"
 done
 cp out help
@@ -134,6 +134,7 @@ done <<'END'
 create --version=1|2 --cluster-size=SIZE --force --quiet
 info --output=human|json
 check --output=human|json --quiet
+compact --dry-run --no-holes --output=human|json --progress --quiet
 END
 
 succeeds --version
@@ -254,7 +255,7 @@ refuses 'empty' create empty 1M --force
 for name in --force -x 'a b' $'caf\xc3\xa9' $'bad\xff'; do
   succeeds create -- "$name" 1M
   test -f "./$name" || fail "create did not make the file '$name'"
-  for sub in info check; do
+  for sub in info check compact; do
     succeeds $sub -- "$name"
     succeeds $sub --output=json -- "$name"
     json_schema <out >/dev/null || fail "$sub: not JSON: $(cat out)"
@@ -406,8 +407,36 @@ test "$(tail -n 1 out)" = 'result: clean'
 succeeds check --quiet j.hds
 test ! -s out || fail "check --quiet printed: $(cat out)"
 
+cp expected check-members
+
+succeeds compact --output=json --dry-run j.hds
+test "$(json_member result <out)" = dry-run
+succeeds compact --output=json j.hds
+json_schema <out >schema
+cat >expected <<'END'
+copied-bytes number
+disk-usage-after number
+disk-usage-before number
+file string
+file-size-after number
+file-size-before number
+moved-clusters number
+result string
+END
+diff expected schema ||
+  fail "compact --output=json: not the members documented"
+test "$(json_member result <out)" = compacted
+test "$(json_member file-size-after <out)" = "$(stat -c %s j.hds)"
+succeeds compact j.hds
+grep -q -x 'j\.hds: moved 0 clusters and copied 0 bytes' out
+grep -q -x 'came back: 0 bytes' out
+succeeds compact -n j.hds
+grep -q -x 'would come back: 0 bytes or more' out
+succeeds compact --quiet j.hds
+test ! -s out || fail "compact --quiet printed: $(cat out)"
+
 # The members are those of the man page.
-for name in $(sed 's/ .*//' expected) \
+for name in $(sed 's/ .*//' expected check-members) \
             $(perl -MJSON::PP -0777 -e 'print join " ",
               keys %{decode_json (<STDIN>)}' <info.json); do
   grep -q "^=item.*C<$name>" "$abs_top_srcdir/man/ploop-img.pod" ||
@@ -420,6 +449,7 @@ if test -c /dev/full; then
   for arguments in --help --version help 'help create' 'create --help' \
                    'info j.hds' 'info --output=json j.hds' \
                    'check j.hds' 'check --output=json j.hds' \
+                   'compact j.hds' 'compact --output=json -n j.hds' \
                    'create --force o.hds 1M'; do
     rc=0
     "$PLOOP_IMG" $arguments >/dev/full 2>err || rc=$?
