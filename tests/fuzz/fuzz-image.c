@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 
 /* Any bytes at all as an image: no input may crash or hang the library, and
- * none may be changed by opening, reading, describing or checking it.
+ * none may be changed by opening, reading, describing or checking it.  What opens
+ * can be compacted, and reads the same then; what does not is left alone.
  *
  * Two ways to run: under libFuzzer ("make fuzz", with clang), and by itself,
  * with images that this program makes and damages at random, for a while or
@@ -75,14 +76,35 @@ expect_unchanged (const char *path, const uint8_t *data, size_t size)
 }
 
 /* Read the beginning and the end of the disk. */
-static void
+static GBytes *
 read_disk (ploop_image *image)
 {
   const uint64_t size = ploop_size (image), n = MIN (size, MAX_READ);
-  g_autofree char *buf = g_malloc (n);
+  uint8_t *buf = g_malloc (2 * n);
 
   must (ploop_pread (image, buf, n, 0) == 0, "pread");
-  must (ploop_pread (image, buf, n, size - n) == 0, "pread");
+  must (ploop_pread (image, buf + n, n, size - n) == 0, "pread");
+  return g_bytes_new_take (buf, 2 * n);
+}
+
+/* An image that may be written can be compacted, and no other.  BEFORE is what
+ * is read.
+ */
+static void
+compact_disk (const char *path, GBytes *before)
+{
+  ploop_image *image = ploop_open (path, NULL, NULL);
+  const bool writable = !ploop_is_read_only (image);
+  g_autoptr (GBytes) after = NULL;
+
+  must (ploop_close (image, NULL) == 0, "close");
+  must ((ploop_compact (path, NULL, NULL, NULL, NULL, NULL) == 0) == writable,
+        "compact");
+  image = ploop_open (path, NULL, NULL);
+  must (image != NULL, "what was compacted does not open");
+  after = read_disk (image);
+  must (g_bytes_equal (before, after), "what was compacted reads otherwise");
+  must (ploop_close (image, NULL) == 0, "close");
 }
 
 /* What is written to an image that opens is read again, also after closing. */
@@ -114,7 +136,9 @@ int
 LLVMFuzzerTestOneInput (const uint8_t *data, size_t size)
 {
   const struct ploop_open_options read_only = { .read_only = true };
+  const struct ploop_compact_options dry_run = { .dry_run = true };
   const char *path = scratch_file ();
+  g_autoptr (GBytes) content = NULL;
   struct ploop_info info;
   ploop_image *image;
 
@@ -123,12 +147,17 @@ LLVMFuzzerTestOneInput (const uint8_t *data, size_t size)
   ploop_check (path, NULL, NULL, NULL, NULL);
   image = ploop_open (path, &read_only, NULL);
   if (image) {
-    read_disk (image);
+    content = read_disk (image);
     must (ploop_close (image, NULL) == 0, "close");
   }
+  ploop_compact (path, &dry_run, NULL, NULL, NULL, NULL);
+  must (image || ploop_compact (path, NULL, NULL, NULL, NULL, NULL) == -1,
+        "compacted what does not open");
   expect_unchanged (path, data, size);
-  if (image)
+  if (image) {
+    compact_disk (path, content);
     write_disk (path);
+  }
   unlink (path);
   return 0;
 }
