@@ -44,6 +44,11 @@ struct conflict {
 #define NO_CELL UINT64_MAX
 #define WORD_BITS 64u
 
+/* Of entries that are off the grid, or share a cluster: what takes a GiB of
+ * memory to remember is no image.
+ */
+#define MAX_REMEMBERED (UINT32_C (1) << 25)
+
 struct scan {
   const struct delta *delta;
   const struct bat_visitor *visitor;
@@ -54,7 +59,20 @@ struct scan {
   GArray *off_grid;             /* of struct placed */
   GArray *conflicts;            /* of struct conflict */
   bool stopped;
+  bool too_many;                /* to remember; stopped for that */
 };
+
+/* ---- Remembering ------------------------------------------------------- */
+
+/* May another be added to LIST? */
+static bool
+has_room (struct scan *scan, const GArray *list)
+{
+  if (list->len < MAX_REMEMBERED)
+    return true;
+  scan->stopped = scan->too_many = true;
+  return false;
+}
 
 /* ---- Judging an entry -------------------------------------------------- */
 
@@ -113,7 +131,8 @@ found_conflict (struct scan *scan, uint32_t index, uint32_t entry,
     .other = other,
   };
 
-  g_array_append_val (scan->conflicts, conflict);
+  if (has_room (scan, scan->conflicts))
+    g_array_append_val (scan->conflicts, conflict);
 }
 
 static void
@@ -128,8 +147,10 @@ judge (struct scan *scan, uint32_t index, uint32_t entry)
     found_fault (scan, BAT_BELOW_DATA, index, entry, 0);
   else if (offset >= scan->delta->file_size)
     found_fault (scan, BAT_PAST_END, index, entry, 0);
-  else if (!format_is_on_grid (layout, offset))
-    g_array_append_val (scan->off_grid, placed);
+  else if (!format_is_on_grid (layout, offset)) {
+    if (has_room (scan, scan->off_grid))
+      g_array_append_val (scan->off_grid, placed);
+  }
   else if (is_taken (scan, format_cell_at (layout, offset)))
     found_conflict (scan, index, entry, format_cell_at (layout, offset), 0);
   else {
@@ -426,6 +447,13 @@ bat_scan (const struct delta *delta, const struct bat_visitor *visitor,
   scan.conflicts = g_array_new (FALSE, FALSE, sizeof (struct conflict));
 
   r = scan_all (&scan, error);
+  if (r == 0 && scan.too_many) {
+    g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_CORRUPT,
+                 "%s: more than %u BAT entries share host clusters or lie off "
+                 "their grid: the image is damaged; work on a copy",
+                 delta->path, MAX_REMEMBERED);
+    r = -1;
+  }
   scan.summary.nr_leaked = in_file - scan.nr_taken;
   if (r == 0 && !scan.stopped && visitor->leak)
     tell_leaks (&scan);

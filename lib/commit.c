@@ -897,7 +897,10 @@ commit_unmark (struct commit *commit)
   r = commit_flush (commit);
   if (r < 0) {
     /* Nobody knows what is on the disk; what others see says so. */
-    write_header (commit->delta, &commit->header);
+    if (write_header (commit->delta, &commit->header) < 0)
+      log_warning (commit->log, "%s: looks as if it had been closed, but was "
+                   "not: what was written since the last flush may be lost",
+                   commit->delta->path);
     return r;
   }
   commit->header = header;

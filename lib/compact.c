@@ -245,7 +245,7 @@ forget_bat (const struct compact *compact, GError **error)
 static int
 load (struct compact *compact, GError **error)
 {
-  const struct bat_loader loader = { load_entry, compact };
+  const struct bat_loader loader = { load_entry, NULL, compact };
   int r = allocate (compact);
 
   if (r < 0) {
@@ -470,7 +470,7 @@ copy_hole (struct compact *compact, uint64_t length, uint64_t to)
     return 0;
   r = punch_data (compact, length, to);
   if (r == -ENOTSUP)
-    r = delta_zero (compact->delta, length, to);
+    r = delta_zero (compact->delta, length, to, false);
   if (r == 0)
     tell_progress (compact, length);
   return r;

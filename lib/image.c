@@ -226,6 +226,24 @@ prepare_writing (struct ploop_image *image,
   return 0;
 }
 
+/* Whoever left the image open may have met a failed sync, after which the page
+ * cache holds what the disk does not, and nobody would write it again.  What is
+ * on the disk counts.
+ */
+static int
+forget_unsynced (const struct delta *delta, GError **error)
+{
+  int r;
+
+  if (delta->read_only || !format_is_dirty (delta->header.in_use))
+    return 0;
+  r = delta_sync_and_forget (delta, delta->file_size);
+  if (r < 0)
+    error_set_system (error, r, "%s: was not closed, and cannot be synced",
+                      delta->path);
+  return r;
+}
+
 static int
 load_image (struct ploop_image *image, GError **error)
 {
@@ -234,7 +252,8 @@ load_image (struct ploop_image *image, GError **error)
     g_array_new (FALSE, FALSE, sizeof (struct alloc_leak));
   struct bat_summary summary;
 
-  if (load_map (image, &summary, lost, leaks, error) < 0)
+  if (forget_unsynced (image->disk.delta, error) < 0
+      || load_map (image, &summary, lost, leaks, error) < 0)
     return -1;
   log_debug (&image->log, "%s: version %u, %" G_GUINT64_FORMAT " bytes, "
              "clusters of %" G_GUINT32_FORMAT " bytes, %" G_GUINT32_FORMAT

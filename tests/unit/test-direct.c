@@ -684,6 +684,31 @@ START_TEST (direct_writer_empties_the_page_cache)
 }
 END_TEST
 
+/* What the page cache holds of an image that nobody closed may not be on the
+ * disk, after a failed sync.
+ */
+START_TEST (unclosed_image_is_read_from_the_disk)
+{
+  g_autofree char *path = image_with (4 * MIB);
+  g_autoptr (GError) error = NULL;
+  ploop_image *image;
+
+  scratch_write_le32 (path, FORMAT_IN_USE, FORMAT_IN_USE_OFFSET);
+  read_through_cache (path);
+  fault_inject (FAULT_FDATASYNC, EIO, 0, 1);
+  ck_assert_ptr_null (ploop_open (path, NULL, &error));
+  ck_assert_ptr_nonnull (strstr (error->message, path));
+  ck_assert_ptr_nonnull (strstr (error->message, "cannot be synced"));
+  fault_reset ();
+  ck_assert_uint_gt (count_cached (path, 4 * MIB, start ()), 0);
+  image = ploop_open (path, NULL, NULL);
+  ck_assert_ptr_nonnull (image);
+  ck_assert_uint_ge (fault_calls[FAULT_FDATASYNC], 1);
+  ck_assert_uint_eq (count_cached (path, 4 * MIB, start ()), 0);
+  ck_assert_int_eq (ploop_close (image, NULL), 0);
+}
+END_TEST
+
 /* ---- Refusals ---------------------------------------------------------- */
 
 static void
@@ -991,6 +1016,7 @@ add_tests (TCase *tcase)
   tcase_add_test (tcase, range_holds_the_stripes_of_its_regions);
   tcase_add_test (tcase, page_cache_and_direct_writes_do_not_meet);
   tcase_add_loop_test (tcase, direct_writer_empties_the_page_cache, 0, 3);
+  tcase_add_test (tcase, unclosed_image_is_read_from_the_disk);
   tcase_add_loop_test (tcase,
                        part_of_a_block_does_not_undo_what_the_kernel_clears,
                        0, 3);
