@@ -57,7 +57,15 @@ disk_free (struct disk *disk)
 {
   munmap (disk->answered, disk->size);
   munmap (disk->submitted, disk->size);
+  if (disk->loose != NULL)
+    munmap (disk->loose, disk->size);
   free (disk);
+}
+
+void
+disk_expect_trims (struct disk *disk)
+{
+  disk->loose = map_zeros (disk->size);
 }
 
 void
@@ -98,6 +106,34 @@ void
 disk_answer (struct disk *disk, uint64_t length, uint64_t offset)
 {
   memcpy (disk->answered + offset, disk->submitted + offset, length);
+  if (disk->loose != NULL)
+    memset (disk->loose + offset, 0, length);
+}
+
+void
+disk_refuse (struct disk *disk, uint64_t length, uint64_t offset)
+{
+  memcpy (disk->submitted + offset, disk->answered + offset, length);
+}
+
+void
+disk_trim (struct disk *disk, uint64_t length, uint64_t offset)
+{
+  memset (disk->loose + offset, 1, length);
+}
+
+static bool
+is_loose (const struct disk *disk, uint64_t at)
+{
+  return disk->loose != NULL && disk->loose[at];
+}
+
+/* What was loose has been seen to be zeros. */
+static void
+settle_as_zero (const struct disk *disk, uint64_t at)
+{
+  disk->answered[at] = disk->submitted[at] = 0;
+  disk->loose[at] = 0;
 }
 
 /* The first difference, with what helps to find its cause. */
@@ -118,9 +154,99 @@ disk_compare (const struct disk *disk, const uint8_t *data, uint64_t length,
 
   if (memcmp (data, disk->answered + offset, length) == 0)
     return;
-  for (i = 0; data[i] == disk->answered[offset + i]; i++)
-    continue;
-  fail_at (disk, offset + i, data[i], what);
+  for (i = 0; i < length; i++) {
+    if (data[i] == disk->answered[offset + i])
+      continue;
+    if (data[i] != 0 || !is_loose (disk, offset + i))
+      fail_at (disk, offset + i, data[i], what);
+    settle_as_zero (disk, offset + i);
+  }
+}
+
+static void
+expect_zeros (const struct disk *disk, uint64_t length, uint64_t offset,
+              uint32_t flags)
+{
+  for (uint64_t i = offset; i < offset + length; i++) {
+    if (disk->answered[i] == 0)
+      continue;
+    if (!is_loose (disk, i))
+      fail ("byte %" PRIu64 " (cluster %" PRIu64 " + %" PRIu64
+            ") is 0x%02x, but an extent with it has the flags %" PRIu32,
+            i, i / disk->cluster_size, i % disk->cluster_size,
+            disk->answered[i], flags);
+    if (flags & LIBNBD_STATE_ZERO)
+      settle_as_zero (disk, i);
+  }
+}
+
+void
+disk_expect_extents (struct disk *disk, const uint32_t *entries,
+                     size_t nr_entries, uint64_t length, uint64_t offset)
+{
+  const uint32_t known = LIBNBD_STATE_HOLE | LIBNBD_STATE_ZERO;
+  const uint64_t begin = offset;
+
+  if (nr_entries == 0 || nr_entries % 2 != 0)
+    fail ("%zu numbers describe the extents", nr_entries);
+  for (size_t i = 0; i < nr_entries; i += 2) {
+    if (entries[i] == 0)
+      fail ("an extent of no bytes at %" PRIu64, offset);
+    if (entries[i] > begin + length - offset)
+      fail ("extents beyond the %" PRIu64 " bytes at %" PRIu64
+            " that were asked for", length, begin);
+    if ((entries[i + 1] & ~known) != 0)
+      fail ("an extent at %" PRIu64 " has the flags 0x%" PRIx32, offset,
+            entries[i + 1]);
+    if (entries[i + 1] != 0)
+      expect_zeros (disk, entries[i], offset, entries[i + 1]);
+    offset += entries[i];
+  }
+}
+
+struct extents_so_far {
+  struct disk *disk;
+  uint64_t length;              /* of the request */
+  uint64_t offset;              /* of what comes next */
+  uint64_t zero;                /* bytes */
+};
+
+static int
+take_extents (void *opaque, const char *context, uint64_t offset,
+              uint32_t *entries, size_t nr_entries, int *error)
+{
+  struct extents_so_far *so_far = opaque;
+
+  (void) context;
+  (void) error;
+  disk_expect_extents (so_far->disk, entries, nr_entries, so_far->length,
+                       offset);
+  for (size_t i = 0; i < nr_entries; i += 2) {
+    so_far->offset += entries[i];
+    if (entries[i + 1] & LIBNBD_STATE_ZERO)
+      so_far->zero += entries[i];
+  }
+  return 0;
+}
+
+uint64_t
+disk_compare_extents (struct disk *disk, struct nbd_handle *nbd)
+{
+  struct extents_so_far so_far = { .disk = disk };
+  nbd_extent_callback callback = {
+    .callback = take_extents, .user_data = &so_far,
+  };
+  uint64_t before;
+
+  while (so_far.offset < disk->size) {
+    before = so_far.offset;
+    so_far.length = disk->size - before < GIB ? disk->size - before : GIB;
+    if (nbd_block_status (nbd, so_far.length, before, callback, 0) == -1)
+      fail_nbd ("nbd_block_status");
+    if (so_far.offset == before)
+      fail ("no extent at %" PRIu64, before);
+  }
+  return so_far.zero;
 }
 
 static void
@@ -159,9 +285,12 @@ settle_sector (const struct disk *disk, const uint8_t *data, uint64_t length,
 
   if (memcmp (data, old, length) == 0 || memcmp (data, new, length) == 0)
     return;
-  for (i = 0; i < length; i++)
-    if (data[i] != old[i] && (whole || data[i] != new[i]))
+  for (i = 0; i < length; i++) {
+    if (data[i] == old[i] || (data[i] == 0 && is_loose (disk, offset + i)))
+      continue;
+    if (whole || data[i] != new[i])
       fail_at (disk, offset + i, data[i], "after a crash");
+  }
 }
 
 void
@@ -182,6 +311,8 @@ disk_settle (struct disk *disk, struct nbd_handle *nbd,
     }
     memcpy (disk->answered + offset, buf, n);
     memcpy (disk->submitted + offset, buf, n);
+    if (disk->loose != NULL)
+      memset (disk->loose + offset, 0, n);
   }
   free (buf);
 }

@@ -8,14 +8,19 @@
 #include <config.h>
 
 #include <endian.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+#include <linux/fiemap.h>
+#include <linux/fs.h>
 
 #include "harness.h"
 #include "image.h"
@@ -164,8 +169,9 @@ count_leaks (const char *path, struct image_state *state,
   close (fd);
 }
 
-void
-image_read (const char *path, struct image_state *state)
+/* What the header and the BAT say; by cluster in *IN_BAT, when it is wanted. */
+static void
+read_image (const char *path, struct image_state *state, bool **in_bat)
 {
   const struct header *header;
   const uint32_t *bat;
@@ -198,10 +204,18 @@ image_read (const char *path, struct image_state *state)
   offsets = malloc (sizeof *offsets * (state->nr_clusters + UINT64_C (1)));
   if (offsets == NULL)
     abort ();
+  if (in_bat != NULL) {
+    *in_bat = calloc (state->nr_clusters + UINT64_C (1), sizeof **in_bat);
+    if (*in_bat == NULL)
+      abort ();
+  }
   state->nr_allocated = 0;
   for (i = 0; i < state->nr_clusters; i++)
-    if (bat[i] != 0)
+    if (bat[i] != 0) {
       offsets[state->nr_allocated++] = le32toh (bat[i]) * unit;
+      if (in_bat != NULL)
+        (*in_bat)[i] = true;
+    }
   for (; bat_end < state->data_offset; bat_end++)
     if (bat_end < state->file_size && map[bat_end] != 0)
       fail ("%s: byte %" PRIu64 " between the BAT and the data is not 0",
@@ -210,6 +224,69 @@ image_read (const char *path, struct image_state *state)
   count_leaks (path, state, offsets, map);
   free (offsets);
   munmap ((void *) (uintptr_t) map, (size_t) st.st_size);
+}
+
+void
+image_read (const char *path, struct image_state *state)
+{
+  read_image (path, state, NULL);
+}
+
+bool *
+image_read_map (const char *path, struct image_state *state)
+{
+  bool *in_bat;
+
+  read_image (path, state, &in_bat);
+  return in_bat;
+}
+
+uint64_t
+image_usage (const char *path)
+{
+  struct stat st;
+
+  if (stat (path, &st) == -1)
+    fail ("%s: %m", path);
+  return (uint64_t) st.st_blocks * 512;
+}
+
+#define NR_EXTENTS 128
+
+int64_t
+image_holes (const char *path, uint64_t from)
+{
+  struct fiemap *map =
+    calloc (1, sizeof *map + NR_EXTENTS * sizeof map->fm_extents[0]);
+  int fd = open (path, O_RDONLY | O_CLOEXEC);
+  int64_t holes = 0;
+
+  if (map == NULL)
+    abort ();
+  if (fd == -1)
+    fail ("%s: %m", path);
+  do {
+    map->fm_start = from;
+    map->fm_length = FIEMAP_MAX_OFFSET - from;
+    map->fm_flags = FIEMAP_FLAG_SYNC;
+    map->fm_extent_count = NR_EXTENTS;
+    if (ioctl (fd, FS_IOC_FIEMAP, map) == -1) {
+      if (errno != EOPNOTSUPP && errno != ENOTTY)
+        fail ("FIEMAP %s: %m", path);
+      holes = -1;
+      break;
+    }
+    for (uint32_t i = 0; i < map->fm_mapped_extents; i++) {
+      const struct fiemap_extent *e = &map->fm_extents[i];
+
+      if (e->fe_logical > from)
+        holes += (int64_t) (e->fe_logical - from);
+      from = e->fe_logical + e->fe_length;
+    }
+  } while (map->fm_mapped_extents == NR_EXTENTS);
+  close (fd);
+  free (map);
+  return holes;
 }
 
 uint32_t

@@ -54,6 +54,20 @@ struct image_state {
  */
 void image_read (const char *path, struct image_state *state);
 
+/* image_read, and for each cluster whether the BAT has it: nr_clusters, to be
+ * freed.
+ */
+bool *image_read_map (const char *path, struct image_state *state);
+
+/* Bytes that the file system keeps for PATH. */
+uint64_t image_usage (const char *path);
+
+/* Bytes of PATH, from byte FROM to the last that the file system keeps a block
+ * for, that it keeps none for: holes, but not what is preallocated.  -1 where
+ * the file system does not tell.
+ */
+int64_t image_holes (const char *path, uint64_t from);
+
 /* image_read and the checks of other programs (qemu-img, ploop-img), for an
  * image that was closed in the orderly way: not in use, and no more than
  * MAX_LEAKED clusters leaked that are not holes; 0 unless a server was killed on

@@ -3,7 +3,9 @@
 /* The load generator; see load.h.  A connection's thread owns its libnbd
  * handle and its slots.  The hard thing is the rule that keeps the model
  * exact: a request is sent only when none in flight of the same connection
- * overlaps it (two reads may), and no other connection writes to its bytes.
+ * overlaps it (two reads may, as long as nothing is trimmed: the one that is
+ * answered first need not be the one that saw the zeros last), and no other
+ * connection writes to its bytes.
  */
 
 #include <config.h>
@@ -24,10 +26,14 @@
 #define SECTOR 512u
 #define POISON 0xEE
 
-enum kind { IDLE, READ, READ_NEIGHBOURS, WRITE, ZERO, FLUSH };
+enum kind {
+  IDLE, READ, READ_NEIGHBOURS, EXTENTS, CACHE, WRITE, WRITE_ZEROS, ZERO, TRIM,
+  FLUSH,
+};
 
 static const char *const kind_names[] = {
-  "idle", "read", "read across", "write", "zero", "flush",
+  "idle", "read", "read across", "block status", "prefetch", "write",
+  "write of zeros", "zero", "trim", "flush",
 };
 
 struct connection;
@@ -36,6 +42,7 @@ struct slot {
   struct connection *connection;
   enum kind kind;
   uint64_t offset, length;
+  uint32_t flags;
   uint8_t *buf;                 /* LENGTH bytes, allocated for each request */
 };
 
@@ -47,6 +54,7 @@ struct connection {
   struct rng rng;
   struct slot slots[MAX_DEPTH];
   unsigned nr_in_flight;
+  bool can_fast_zero, can_cache;
   bool broken;                  /* nothing more is sent */
   bool dead;                    /* and nothing more will be answered */
 };
@@ -111,6 +119,13 @@ fill_tagged (struct connection *c, uint8_t *buf, uint64_t length)
   }
 }
 
+/* Those that learn nothing from the bytes and leave them as they are. */
+static bool
+minds_no_bytes (enum kind kind)
+{
+  return kind == IDLE || kind == FLUSH || kind == CACHE;
+}
+
 static bool
 overlaps_in_flight (const struct connection *c, enum kind kind,
                     uint64_t offset, uint64_t length)
@@ -120,9 +135,10 @@ overlaps_in_flight (const struct connection *c, enum kind kind,
 
   for (i = 0; i < c->load->depth; i++) {
     s = &c->slots[i];
-    if (s->kind == IDLE || s->kind == FLUSH)
+    if (minds_no_bytes (kind) || minds_no_bytes (s->kind))
       continue;
-    if ((kind == READ || kind == READ_NEIGHBOURS) &&
+    if (!c->load->space &&
+        (kind == READ || kind == READ_NEIGHBOURS) &&
         (s->kind == READ || s->kind == READ_NEIGHBOURS))
       continue;
     if (offset < s->offset + s->length && s->offset < offset + length)
@@ -158,6 +174,58 @@ check_neighbours (const struct connection *c, const struct slot *s)
   }
 }
 
+/* Called by libnbd with the answer to a block status request, before
+ * answered is.
+ */
+static int
+extents_came (void *opaque, const char *context, uint64_t offset,
+              uint32_t *entries, size_t nr_entries, int *error)
+{
+  struct slot *s = opaque;
+
+  (void) context;
+  (void) error;
+  if (offset != s->offset)
+    fail ("extents of %" PRIu64 " instead of %" PRIu64, offset, s->offset);
+  disk_expect_extents (s->connection->load->disk, entries, nr_entries,
+                       s->length, s->offset);
+  return 0;
+}
+
+/* What an answer to a request that succeeded means for the model. */
+static void
+succeeded (struct connection *c, struct slot *s)
+{
+  struct disk *disk = c->load->disk;
+
+  switch (s->kind) {
+  case READ:
+    disk_compare (disk, s->buf, s->length, s->offset, "read");
+    break;
+  case READ_NEIGHBOURS:
+    check_neighbours (c, s);
+    break;
+  case ZERO:
+    atomic_fetch_add (&c->counts->zeroed, 1);
+    if (s->flags & LIBNBD_CMD_FLAG_FAST_ZERO)
+      atomic_fetch_add (&c->counts->zeroed_fast, 1);
+    disk_answer (disk, s->length, s->offset);
+    break;
+  case WRITE:
+  case WRITE_ZEROS:
+    disk_answer (disk, s->length, s->offset);
+    break;
+  case TRIM:
+    atomic_fetch_add (&c->counts->trimmed, 1);
+    break;
+  case IDLE:
+  case EXTENTS:
+  case CACHE:
+  case FLUSH:
+    break;
+  }
+}
+
 /* Called by libnbd, on the connection's thread, when an answer has come. */
 static int
 answered (void *opaque, int *error)
@@ -167,29 +235,20 @@ answered (void *opaque, int *error)
   const struct load *load = c->load;
 
   c->nr_in_flight--;
-  if (*error != 0) {
+  if (*error == ENOTSUP && (s->flags & LIBNBD_CMD_FLAG_FAST_ZERO)) {
+    atomic_fetch_add (&c->counts->not_fast, 1);
+    atomic_fetch_add (&c->counts->answered, 1);
+    disk_refuse (load->disk, s->length, s->offset);
+  }
+  else if (*error != 0) {
     if (!load->may_break)
-      fail ("connection %u: %s of %" PRIu64 " bytes at %" PRIu64 ": %s",
-            c->number, kind_names[s->kind], s->length, s->offset,
-            strerror (*error));
+      fail ("connection %u: %s of %" PRIu64 " bytes at %" PRIu64
+            ", flags %" PRIu32 ": %s", c->number, kind_names[s->kind],
+            s->length, s->offset, s->flags, strerror (*error));
     c->broken = true;
   }
   else {
-    switch (s->kind) {
-    case READ:
-      disk_compare (load->disk, s->buf, s->length, s->offset, "read");
-      break;
-    case READ_NEIGHBOURS:
-      check_neighbours (c, s);
-      break;
-    case WRITE:
-    case ZERO:
-      disk_answer (load->disk, s->length, s->offset);
-      break;
-    case IDLE:
-    case FLUSH:
-      break;
-    }
+    succeeded (c, s);
     atomic_fetch_add (&c->counts->answered, 1);
   }
   free (s->buf);
@@ -310,42 +369,137 @@ choose_range (struct connection *c, bool across, uint64_t *offset,
   return true;
 }
 
+/* Whole clusters of [LOW, HIGH), a few of them; false when it has none. */
+static bool
+choose_clusters (struct connection *c, uint64_t low, uint64_t high,
+                 uint64_t *offset, uint64_t *length)
+{
+  const uint64_t cluster = c->load->disk->cluster_size;
+  const uint64_t first = (low + cluster - 1) / cluster;
+  uint64_t end = high / cluster;
+  uint64_t from, nr;
+
+  if (high == c->load->disk->size)
+    end = (high + cluster - 1) / cluster;
+  if (first >= end)
+    return false;
+  from = first + rng_below (&c->rng, end - first);
+  nr = 1 + rng_below (&c->rng, end - from < 16 ? end - from : 16);
+  if (rng_percent (&c->rng, 60))
+    nr = 1;
+  *offset = from * cluster;
+  *length = clamp ((from + nr) * cluster, low, high) - *offset;
+  return true;
+}
+
+/* Whole clusters are what is unmapped: half of those that may be should be. */
+static bool
+choose_bytes (struct connection *c, enum kind kind, uint64_t *offset,
+              uint64_t *length)
+{
+  uint64_t low, high;
+
+  if ((kind == TRIM || kind == WRITE_ZEROS ||
+       (kind == ZERO && c->load->space)) &&
+      rng_percent (&c->rng, 50) &&
+      own_bytes (c, choose_point (c), &low, &high) &&
+      choose_clusters (c, low, high, offset, length))
+    return true;
+  return choose_range (c, kind == READ_NEIGHBOURS, offset, length);
+}
+
+static enum kind
+choose_space_kind (struct connection *c, bool reads)
+{
+  const uint64_t dice = rng_below (&c->rng, 100);
+
+  if (reads)
+    return dice < 15 ? EXTENTS : dice < 20 && c->can_cache ? CACHE : READ;
+  return dice < 25 ? TRIM : dice < 50 ? ZERO : dice < 60 ? WRITE_ZEROS : WRITE;
+}
+
 static enum kind
 choose_kind (struct connection *c)
 {
   if (rng_percent (&c->rng, c->load->read_percent))
     return c->load->nr_connections > 1 && rng_percent (&c->rng, 25)
-             ? READ_NEIGHBOURS : READ;
+             ? READ_NEIGHBOURS
+             : c->load->space ? choose_space_kind (c, true) : READ;
   if (rng_percent (&c->rng, 3))
     return FLUSH;
+  if (c->load->space)
+    return choose_space_kind (c, false);
   return rng_percent (&c->rng, 20) ? ZERO : WRITE;
+}
+
+/* FUA now and then; for zeroes every mix of flags. */
+static uint32_t
+choose_flags (struct connection *c, enum kind kind)
+{
+  uint32_t fua = rng_percent (&c->rng, 4) ? LIBNBD_CMD_FLAG_FUA : 0;
+  uint32_t no_hole = rng_percent (&c->rng, 50) ? LIBNBD_CMD_FLAG_NO_HOLE : 0;
+  uint32_t fast = c->load->space && c->can_fast_zero && kind == ZERO &&
+                  rng_percent (&c->rng, 25) ? LIBNBD_CMD_FLAG_FAST_ZERO : 0;
+
+  switch (kind) {
+  case WRITE:
+  case WRITE_ZEROS:
+  case TRIM:
+    return fua;
+  case ZERO:
+    return fua | no_hole | fast;
+  default:
+    return 0;
+  }
 }
 
 static int64_t
 send_request (struct connection *c, struct slot *s)
 {
   nbd_completion_callback done = { .callback = answered, .user_data = s };
-  uint32_t fua = rng_percent (&c->rng, 4) ? LIBNBD_CMD_FLAG_FUA : 0;
-  uint32_t no_hole = rng_percent (&c->rng, 50) ? LIBNBD_CMD_FLAG_NO_HOLE : 0;
+  nbd_extent_callback came = { .callback = extents_came, .user_data = s };
+  struct disk *disk = c->load->disk;
 
   switch (s->kind) {
   case READ:
   case READ_NEIGHBOURS:
     memset (s->buf, POISON, s->length);
     return nbd_aio_pread (c->nbd, s->buf, s->length, s->offset, done, 0);
+  case EXTENTS:
+    return nbd_aio_block_status (c->nbd, s->length, s->offset, came, done, 0);
+  case CACHE:
+    return nbd_aio_cache (c->nbd, s->length, s->offset, done, 0);
   case WRITE:
     fill_tagged (c, s->buf, s->length);
-    disk_submit (c->load->disk, s->buf, s->length, s->offset);
-    return nbd_aio_pwrite (c->nbd, s->buf, s->length, s->offset, done, fua);
+    disk_submit (disk, s->buf, s->length, s->offset);
+    return nbd_aio_pwrite (c->nbd, s->buf, s->length, s->offset, done,
+                           s->flags);
+  case WRITE_ZEROS:
+    memset (s->buf, 0, s->length);
+    disk_submit (disk, NULL, s->length, s->offset);
+    return nbd_aio_pwrite (c->nbd, s->buf, s->length, s->offset, done,
+                           s->flags);
   case ZERO:
-    disk_submit (c->load->disk, NULL, s->length, s->offset);
-    return nbd_aio_zero (c->nbd, s->length, s->offset, done, fua | no_hole);
+    disk_submit (disk, NULL, s->length, s->offset);
+    return nbd_aio_zero (c->nbd, s->length, s->offset, done, s->flags);
+  case TRIM:
+    if (!c->load->trims_do_nothing)
+      disk_trim (disk, s->length, s->offset);
+    return nbd_aio_trim (c->nbd, s->length, s->offset, done, s->flags);
   case FLUSH:
     return nbd_aio_flush (c->nbd, done, 0);
   case IDLE:
     break;
   }
   abort ();
+}
+
+/* Those that carry data, either way. */
+static bool
+has_buffer (enum kind kind)
+{
+  return kind == READ || kind == READ_NEIGHBOURS || kind == WRITE ||
+         kind == WRITE_ZEROS;
 }
 
 /* Start one request in the free slot S.  False when none was found that may be
@@ -362,7 +516,7 @@ start_request (struct connection *c, struct slot *s)
     kind = choose_kind (c);
     if (kind == FLUSH)
       break;
-    if (choose_range (c, kind == READ_NEIGHBOURS, &offset, &length) &&
+    if (choose_bytes (c, kind, &offset, &length) &&
         !overlaps_in_flight (c, kind, offset, length))
       break;
   }
@@ -372,7 +526,8 @@ start_request (struct connection *c, struct slot *s)
   s->kind = kind;
   s->offset = offset;
   s->length = length;
-  s->buf = kind == FLUSH ? NULL : malloc (length);
+  s->flags = choose_flags (c, kind);
+  s->buf = has_buffer (kind) ? malloc (length) : NULL;
   c->nr_in_flight++;
   if (send_request (c, s) == -1) {
     if (!c->load->may_break)
@@ -467,6 +622,7 @@ load_start (const struct load *load)
   run->load = *load;
   if (run->load.counts == NULL)
     run->load.counts = load_counts_new ();
+  atomic_store (&run->load.counts->issued, 0);
   if (run->load.nr_connections == 1)
     run->load.stripe = load->disk->size;
   for (i = 0; i < load->nr_connections; i++) {
@@ -475,6 +631,8 @@ load_start (const struct load *load)
     c->counts = run->load.counts;
     c->number = i;
     c->nbd = server_connect (load->server);
+    c->can_fast_zero = nbd_can_fast_zero (c->nbd) == 1;
+    c->can_cache = nbd_can_cache (c->nbd) == 1;
     rng_init (&c->rng, load->stream * LOAD_MAX_CONNECTIONS + i);
     for (j = 0; j < load->depth; j++)
       c->slots[j].connection = c;

@@ -39,12 +39,23 @@ struct load {
   bool aligned;                 /* to sectors */
   bool tagged;                  /* the region was all zeros or tagged before */
   bool may_break;               /* a server that goes away is no failure */
+  /* Also trims, zeroes with all flags, whole clusters of them, writes of zeros,
+   * block status and prefetch; disk_expect_trims was called.
+   */
+  bool space;
+  bool trims_do_nothing;        /* what was trimmed must stay */
 
-  /* Counts, in memory that a parent may share.  NULL: not wanted. */
+  /* Counts, in memory that a parent may share, of one load after the other.
+   * NULL: not wanted.
+   */
   struct load_counts {
-    atomic_uint_fast64_t issued;
+    atomic_uint_fast64_t issued;        /* by the one that runs */
     atomic_uint_fast64_t answered;
     atomic_uint_fast64_t front;
+    atomic_uint_fast64_t trimmed;       /* by kind, of those answered */
+    atomic_uint_fast64_t zeroed;
+    atomic_uint_fast64_t zeroed_fast;
+    atomic_uint_fast64_t not_fast;      /* refused */
   } *counts;
 };
 

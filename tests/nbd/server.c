@@ -107,7 +107,7 @@ append_words (const char **argv, size_t *argc, size_t limit, char *words)
 /* In the child: become the server. */
 static _Noreturn void
 become_server (const struct server *server, const char *image,
-               unsigned flags, pid_t parent)
+               unsigned flags, const char *own_parameters, pid_t parent)
 {
   const char *argv[64];
   size_t argc = 0;
@@ -148,6 +148,7 @@ become_server (const struct server *server, const char *image,
     argv[argc++] = "-r";
   argv[argc++] = server->plugin;
   argv[argc++] = format_string ("file=%s", image);
+  append_words (argv, &argc, 50, strdup (own_parameters));
   if (parameters != NULL)
     append_words (argv, &argc, 60, strdup (parameters));
   argv[argc] = NULL;
@@ -266,6 +267,12 @@ open_to_nobody (struct server *server)
 struct server *
 server_start (const char *image, unsigned flags)
 {
+  return server_start_with (image, flags, "");
+}
+
+struct server *
+server_start_with (const char *image, unsigned flags, const char *parameters)
+{
   struct server *server = calloc (1, sizeof *server);
   pid_t parent = getpid ();
   double limit;
@@ -294,7 +301,7 @@ server_start (const char *image, unsigned flags)
   if (server->pid == -1)
     fail ("fork: %m");
   if (server->pid == 0)
-    become_server (server, image, flags, parent);
+    become_server (server, image, flags, parameters, parent);
 
   limit = now_seconds () + HANG_SECONDS;
   while (access (server->pid_file, F_OK) == -1) {
@@ -421,6 +428,8 @@ server_try_connect (const struct server *server)
     fail_nbd ("nbd_set_strict_mode");
   if (nbd_set_full_info (nbd, true) == -1)
     fail_nbd ("nbd_set_full_info");
+  if (nbd_add_meta_context (nbd, LIBNBD_CONTEXT_BASE_ALLOCATION) == -1)
+    fail_nbd ("nbd_add_meta_context");
   if (nbd_connect_unix (nbd, server->socket) == -1) {
     nbd_close (nbd);
     return NULL;

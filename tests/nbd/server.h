@@ -26,6 +26,12 @@ enum {
 /* Serve IMAGE.  Fails when the server does not come up. */
 struct server *server_start (const char *image, unsigned flags);
 
+/* The same with PARAMETERS of the plugin, separated by blanks; those that come
+ * from outside follow them.
+ */
+struct server *server_start_with (const char *image, unsigned flags,
+                                  const char *parameters);
+
 /* Send SIGTERM, wait, check the exit status, free. */
 void server_stop (struct server *server);
 
@@ -52,7 +58,7 @@ bool server_stop_or_aborted (struct server *server);
 /* The path of the log, to grep in. */
 const char *server_log (const struct server *server);
 
-/* A new connection, ready for requests.  The strict mode is libnbd's. */
+/* A new connection, ready for requests, base:allocation among them. */
 struct nbd_handle *server_connect (const struct server *server);
 
 /* As server_connect, but NULL when the server goes away meanwhile. */
