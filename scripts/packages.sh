@@ -18,7 +18,7 @@ build_packages=(gcc libc6-dev make autoconf automake libtool pkgconf
                 nbdkit nbdkit-plugin-dev libglib2.0-dev libjson-glib-dev
                 liburcu-dev liburing-dev libev-dev
                 perl)
-# libnbd-bin: nbdcopy and nbdinfo.  e2fsprogs: mke2fs and debugfs.
+# libnbd-bin: nbdcopy, nbdinfo and nbdfuse.  e2fsprogs: mke2fs and debugfs.
 run_packages=(nbdkit libnbd-bin e2fsprogs)
 # check: unit tests.  libnbd-dev: tests over NBD.  qemu-utils, ploop: the other
 # implementations.  spin: checks the model of the commit protocol.  zstd: unpacks
