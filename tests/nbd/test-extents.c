@@ -718,6 +718,7 @@ main (void)
   test_fast_zero ("cache=none");
   test_fast_zero ("fast-path=off");
   test_fast_zero ("discard=keep");
+  test_fast_zero ("discard=keep fast-path=off");
   test_corpus_images ();
   test_random_images ();
   test_16_tib ();
