@@ -746,7 +746,7 @@ let_go_of_fresh (struct alloc *alloc, uint64_t end)
 }
 
 int
-alloc_finish (struct alloc *alloc, bool debris)
+alloc_finish (struct alloc *alloc, bool old_tail)
 {
   uint64_t used = atomic_load_explicit (&alloc->limit, memory_order_acquire);
 
@@ -755,7 +755,7 @@ alloc_finish (struct alloc *alloc, bool debris)
          && (is_fresh (alloc, used - 1) || is_hole (alloc, used - 1)))
     used--;
   if (!alloc->tail_cut && used == alloc->base)
-    return debris ? cut_old_tail (alloc) : 0;
+    return old_tail ? cut_old_tail (alloc) : 0;
   let_go_of_fresh (alloc, used);
   return delta_truncate (alloc->delta, tail_offset (alloc, used));
 }

@@ -166,9 +166,9 @@ bool alloc_reclaim (struct alloc *alloc);
 /* When nobody takes or frees any more, and all removals are durable: wait for
  * the grace periods, punch what is left and what was reserved for nobody, and
  * cut off the file behind its last cluster if this alloc has made that tail;
- * with DEBRIS also what was there when the file was opened.  Returns 0 or a
+ * with OLD_TAIL also what was there when the file was opened.  Returns 0 or a
  * negative errno.
  */
-int alloc_finish (struct alloc *alloc, bool debris);
+int alloc_finish (struct alloc *alloc, bool old_tail);
 
 #endif /* PLOOP_LIB_ALLOC_H */

@@ -470,7 +470,7 @@ copy_hole (struct compact *compact, uint64_t length, uint64_t to)
     return 0;
   r = punch_data (compact, length, to);
   if (r == -ENOTSUP)
-    r = delta_zero (compact->delta, length, to, false);
+    r = delta_zero (compact->delta, length, to);
   if (r == 0)
     tell_progress (compact, length);
   return r;

@@ -509,9 +509,9 @@ write_zeroes (struct delta *delta, uint64_t length, uint64_t offset)
   return 0;
 }
 
-/* May the file system be asked to clear this range? */
-static bool
-may_zero_range (const struct delta *delta, uint64_t length, uint64_t offset)
+bool
+delta_zero_is_fast (const struct delta *delta, uint64_t length,
+                    uint64_t offset)
 {
   const uint64_t cluster_size = delta->layout.cluster_size;
 
@@ -522,7 +522,7 @@ may_zero_range (const struct delta *delta, uint64_t length, uint64_t offset)
 }
 
 int
-delta_zero (struct delta *delta, uint64_t length, uint64_t offset, bool fast)
+delta_zero (struct delta *delta, uint64_t length, uint64_t offset)
 {
   uint64_t size;
   int r;
@@ -533,15 +533,14 @@ delta_zero (struct delta *delta, uint64_t length, uint64_t offset, bool fast)
     return r;
   if (offset >= size)
     return 0;
-  if (may_zero_range (delta, length, offset)) {
+  if (delta_zero_is_fast (delta, length, offset)) {
     r = try_clear (delta, FALLOC_FL_ZERO_RANGE, offset,
                    MIN (length, size - offset));
     if (!is_unsupported (r))
       return r;
     atomic_store_explicit (&delta->no_zero_range, true, memory_order_relaxed);
   }
-  return fast ? -ENOTSUP
-              : write_zeroes (delta, MIN (length, size - offset), offset);
+  return write_zeroes (delta, MIN (length, size - offset), offset);
 }
 
 int

@@ -106,11 +106,13 @@ int delta_pwrite_durable (const struct delta *delta, const void *buf,
 
 /* Make a range read as zeros, without changing the file's size (but see
  * delta_use_direct); by the file system where it can.  Where it cannot, zeros
- * are written, which takes as long as any write: -ENOTSUP, with nothing done,
- * when that is not wanted (FAST).
+ * are written, which takes as long as any write.
  */
-int delta_zero (struct delta *delta, uint64_t length, uint64_t offset,
-                bool fast);
+int delta_zero (struct delta *delta, uint64_t length, uint64_t offset);
+
+/* Would that be done by the file system, as far as is known? */
+bool delta_zero_is_fast (const struct delta *delta, uint64_t length,
+                         uint64_t offset);
 
 /* Give a range's space back to the file system; it reads as zeros. -ENOTSUP
  * when the file system cannot.

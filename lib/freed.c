@@ -229,8 +229,8 @@ clear_run (struct freed *freed, const struct run *run)
   int r = delta_punch (freed->delta, run->length, run->offset);
 
   stats_add (freed->stats, STATS_PUNCHES, 1);
-  return r == -ENOTSUP
-           ? delta_zero (freed->delta, run->length, run->offset, false) : r;
+  return r == -ENOTSUP ? delta_zero (freed->delta, run->length, run->offset)
+                       : r;
 }
 
 static void

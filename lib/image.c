@@ -456,13 +456,14 @@ stop_requests (struct ploop_image *image)
 static int
 finish (struct disk *disk)
 {
-  /* Whoever left the image open left preallocated space behind, too. */
-  const bool debris = commit_is_marked (&disk->commit)
-                      && format_is_dirty (disk->delta->header.in_use);
+  /* What lies behind the last cluster is nobody's; but a session that changed
+   * nothing changes nothing.
+   */
+  const bool changed = commit_is_marked (&disk->commit);
   int r;
 
   trims_finish (&disk->trims);
-  while (commit_is_marked (&disk->commit) && alloc_reclaim (&disk->alloc))
+  while (changed && alloc_reclaim (&disk->alloc))
     continue;
   r = commit_flush (&disk->commit);
   if (r < 0) {
@@ -473,7 +474,7 @@ finish (struct disk *disk)
   /* Whether the cut or the cleared mark reaches the disk first is all the
    * same: a file may be longer than its clusters.
    */
-  r = alloc_finish (&disk->alloc, debris);
+  r = alloc_finish (&disk->alloc, changed);
   if (r < 0)
     return r;
   return commit_unmark (&disk->commit);
@@ -589,11 +590,31 @@ is_idle_flush (const ploop_image *image, const ploop_request *request)
   return request->operation == PLOOP_FLUSH && ploop_is_read_only (image);
 }
 
+/* Whoever asked for speed or nothing gets its answer before anything is done. */
+static int
+check_speed (ploop_image *image, const ploop_request *request)
+{
+  int r;
+
+  if (!(request->flags & PLOOP_FAST))
+    return 0;
+  r = gate_enter (&image->disk.gate);
+  if (r < 0)
+    return r;
+  if (!request_zero_is_fast (&image->disk, request->length, request->offset,
+                             request->flags))
+    r = -ENOTSUP;
+  gate_leave (&image->disk.gate);
+  return r;
+}
+
 static int
 do_request (ploop_image *image, ploop_request *request)
 {
   int r = check_request (image, request);
 
+  if (r == 0)
+    r = check_speed (image, request);
   if (r < 0 || is_idle_flush (image, request))
     return r;
   return submit_and_wait (&image->submit, request);
@@ -697,6 +718,8 @@ ploop_submit (ploop_image *image, ploop_request *request)
 {
   int r = check_request (image, request);
 
+  if (r == 0)
+    r = check_speed (image, request);
   return r < 0 ? r : submit_queue (&image->submit, request);
 }
 

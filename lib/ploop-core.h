@@ -215,8 +215,8 @@ bool ploop_is_rotational (const ploop_image *image);
 /* Only for zeroing: the space may be given back. */
 #define PLOOP_UNMAP 2u
 
-/* Only for zeroing: return -ENOTSUP at once when it would take as long as
- * writing zeros.
+/* Only for zeroing: return -ENOTSUP at once, with nothing done, when zeros would
+ * have to be written.
  */
 #define PLOOP_FAST 4u
 
@@ -250,7 +250,8 @@ int ploop_pwrite (ploop_image *image, const void *buf, size_t length,
  * PLOOP_FAST.  With PLOOP_UNMAP (and not PLOOP_DISCARD_OFF) whole clusters are
  * unmapped, and the space of parts of others is given back in the background;
  * without it, space that is allocated stays so.  Errors as for ploop_pwrite, and
- * -ENOTSUP with PLOOP_FAST: a part of the range may be zeros then.
+ * -ENOTSUP with PLOOP_FAST (the first time that the file system turns out not to
+ * zero ranges, it is slow instead).
  */
 int ploop_zero (ploop_image *image, uint64_t length, uint64_t offset,
                 unsigned flags);
@@ -348,7 +349,8 @@ struct ploop_request {
   uint64_t reserved[16 + 3 * PLOOP_MAX_RUNNERS];
 };
 
-/* Begin REQUEST.  Does not block.  Requests that run at the same time may
+/* Begin REQUEST.  Does not block, but with PLOOP_FAST while requests are held
+ * back.  Requests that run at the same time may
  * overtake each other: who needs an order waits for completion.  A flush covers
  * what was complete when it was submitted.
  *

@@ -566,12 +566,22 @@ zero_in_place (struct disk *disk, const struct extent *extent,
 
   if (r < 0)
     return r;
-  r = delta_zero (disk->delta, extent->length, extent->host_offset,
-                  (flags & PLOOP_FAST) != 0);
+  r = delta_zero (disk->delta, extent->length, extent->host_offset);
   changes_note (&disk->changes);
-  if (r == 0 && (flags & PLOOP_UNMAP) && !map_word_is_new (extent->word))
+  if (r == 0 && (flags & PLOOP_UNMAP) && disk->discard != PLOOP_DISCARD_OFF
+      && !map_word_is_new (extent->word))
     r = trim_part (disk, extent, offset);
   return explain (disk, r, REQUEST_NEEDS_ROOM);
+}
+
+/* Is it zeroed by unmapping it? */
+static bool
+may_unmap (const struct disk *disk, const struct extent *extent,
+           uint64_t offset, unsigned flags)
+{
+  return (flags & PLOOP_UNMAP) && disk->discard != PLOOP_DISCARD_OFF
+         && !map_word_is_new (extent->word)
+         && is_whole_cluster (disk, extent, offset);
 }
 
 /* What no delta has is zeros already.  A cluster that is new and whose write
@@ -583,10 +593,28 @@ zero_piece (struct disk *disk, const struct extent *extent, uint64_t offset,
 {
   if (!map_word_is_mapped (extent->word))
     return 0;
-  if ((flags & PLOOP_UNMAP) && !map_word_is_new (extent->word)
-      && is_whole_cluster (disk, extent, offset))
+  if (may_unmap (disk, extent, offset, flags))
     return unmap_cluster (disk, extent->cluster, extent->word);
   return zero_in_place (disk, extent, offset, flags);
+}
+
+bool
+request_zero_is_fast (const struct disk *disk, uint64_t length,
+                      uint64_t offset, unsigned flags)
+{
+  bool fast = true;
+
+  while (length > 0 && fast) {
+    const struct extent piece = next_piece (disk, length, offset);
+
+    fast = !map_word_is_mapped (piece.word)
+           || may_unmap (disk, &piece, offset, flags)
+           || delta_zero_is_fast (disk->delta, piece.length,
+                                  piece.host_offset);
+    offset += piece.length;
+    length -= piece.length;
+  }
+  return fast;
 }
 
 int
@@ -595,8 +623,6 @@ request_zero (struct disk *disk, uint64_t length, uint64_t offset,
 {
   int r = 0;
 
-  if (disk->discard == PLOOP_DISCARD_OFF)
-    flags &= ~PLOOP_UNMAP;
   /* Also where nothing is mapped: the removal of an old entry, by a trim, may
    * not be durable yet.
    */

@@ -62,9 +62,13 @@ int request_read (const struct disk *disk, void *buf, size_t length,
 int request_write (struct disk *disk, const void *buf, size_t length,
                    uint64_t offset, bool fua, bool *durable);
 
-/* FLAGS: PLOOP_UNMAP, PLOOP_FAST. */
+/* Of FLAGS, PLOOP_UNMAP counts, here and below. */
 int request_zero (struct disk *disk, uint64_t length, uint64_t offset,
                   unsigned flags, bool *durable);
+
+/* Would that write no zeros, as far as is known? */
+bool request_zero_is_fast (const struct disk *disk, uint64_t length,
+                           uint64_t offset, unsigned flags);
 
 /* Clusters that lie in the range as a whole are unmapped, parts of others put
  * down to be punched.

@@ -123,15 +123,15 @@ START_TEST (zeroed_range_reads_as_zeros)
     fault_inject (FAULT_FALLOCATE, EOPNOTSUPP, 0, 100);
   memset (ones, 1, sizeof ones);
   scratch_write (path, ones, sizeof ones, 40000);
-  ck_assert_int_eq (delta_zero (delta, 1000, 41000, false), 0);
+  ck_assert_int_eq (delta_zero (delta, 1000, 41000), 0);
   scratch_read (path, buf, sizeof buf, 40000);
   ck_assert (memcmp (buf, ones, 1000) == 0);
   ck_assert_int_eq (buf[1000], 0);
   ck_assert_int_eq (buf[1999], 0);
   ck_assert (memcmp (buf + 2000, ones, 1000) == 0);
   /* The size stays, also at and past the end. */
-  ck_assert_int_eq (delta_zero (delta, 5000, size - 100, false), 0);
-  ck_assert_int_eq (delta_zero (delta, 5000, size + 100, false), 0);
+  ck_assert_int_eq (delta_zero (delta, 5000, size - 100), 0);
+  ck_assert_int_eq (delta_zero (delta, 5000, size + 100), 0);
   ck_assert_uint_eq (scratch_size (path), size);
   delta_close (delta);
 }

@@ -398,7 +398,7 @@ START_TEST (zeroed_range_reads_as_zeros)
   fill (model, MIB);
   ck_assert_int_eq (delta_pwrite (delta, model, MIB, start () + MIB), 0);
   memset (model + 1000, 0, 600000);
-  ck_assert_int_eq (delta_zero (delta, 600000, start () + MIB + 1000, false), 0);
+  ck_assert_int_eq (delta_zero (delta, 600000, start () + MIB + 1000), 0);
   expect_in_file (path, model, MIB, start () + MIB);
   expect_read (delta, model, MIB, start () + MIB);
   close_direct (delta);
@@ -436,7 +436,7 @@ change_by_zero (struct hammer *hammer, char *buf)
   change_by_write (hammer, buf);
   memset (buf, 0, hammer->length);
   hammer->result |=
-    delta_zero (hammer->delta, hammer->length, hammer->offset, false);
+    delta_zero (hammer->delta, hammer->length, hammer->offset);
 }
 
 static void
