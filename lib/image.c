@@ -598,7 +598,8 @@ check_speed (ploop_image *image, const ploop_request *request)
 
   if (!(request->flags & PLOOP_FAST))
     return 0;
-  r = gate_enter (&image->disk.gate);
+  /* Only the map is looked at: no need to wait while requests are held back. */
+  r = gate_admit (&image->disk.gate);
   if (r < 0)
     return r;
   if (!request_zero_is_fast (&image->disk, request->length, request->offset,

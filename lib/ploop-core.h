@@ -349,13 +349,12 @@ struct ploop_request {
   uint64_t reserved[16 + 3 * PLOOP_MAX_RUNNERS];
 };
 
-/* Begin REQUEST.  Does not block, but with PLOOP_FAST while requests are held
- * back.  Requests that run at the same time may
+/* Begin REQUEST.  Does not block.  Requests that run at the same time may
  * overtake each other: who needs an order waits for completion.  A flush covers
  * what was complete when it was submitted.
  *
- * Returns 0 when complete will be called; else -EINVAL, -EROFS or -ESHUTDOWN,
- * and it will not.
+ * Returns 0 when complete will be called; else -EINVAL, -EROFS, -ESHUTDOWN or
+ * (PLOOP_FAST) -ENOTSUP, and it will not.
  */
 int ploop_submit (ploop_image *image, ploop_request *request);
 

@@ -489,33 +489,29 @@ like_piece (const struct disk *disk, const char *buf, size_t length,
   return n;
 }
 
-/* Zeros over what no delta has are there already.  Elsewhere they are written,
- * and may be given back like what is trimmed; a whole cluster of them need not be
- * written first.
+/* Zeros over what no delta has are there already.  Elsewhere they are written, or
+ * zeroed and given back.
  */
 static int
 write_zeros (struct disk *disk, const char *buf, size_t length,
              uint64_t offset, bool fua, bool *durable)
 {
-  const bool unmap = disk->detect_zeroes == PLOOP_DETECT_ZEROES_UNMAP
-                     && disk->discard != PLOOP_DISCARD_OFF;
   int r = 0;
 
-  for (size_t done = 0, n; done < length && r == 0; done += n) {
-    const struct extent piece =
-      next_piece (disk, length - done, offset + done);
-    const bool whole = is_whole_cluster (disk, &piece, offset + done)
-                       && !map_word_is_new (piece.word);
-
-    n = (size_t) piece.length;
-    if (map_word_is_mapped (piece.word) && !(unmap && whole))
-      r = write_data (disk, buf + done, n, offset + done, fua, durable);
-    else
-      *durable = false;         /* as for zeroing */
-    if (r == 0 && unmap)
-      r = request_trim (disk, n, offset + done, durable);
+  if (disk->detect_zeroes == PLOOP_DETECT_ZEROES_UNMAP) {
+    r = request_zero (disk, length, offset, PLOOP_UNMAP, durable);
+    return r == 0 ? request_end_unmapping (disk, length, offset) : r;
   }
-  return r == 0 && unmap ? request_end_unmapping (disk, length, offset) : r;
+  for (size_t done = 0, n; done < length && r == 0; done += n) {
+    n = (size_t) unmapped_length (disk, length - done, offset + done);
+    if (n > 0)
+      *durable = false;         /* as for zeroing */
+    else {
+      n = (size_t) first_piece (disk, length - done, offset + done).length;
+      r = write_data (disk, buf + done, n, offset + done, fua, durable);
+    }
+  }
+  return r;
 }
 
 static int
@@ -557,7 +553,10 @@ request_write (struct disk *disk, const void *buf, size_t length,
 
 /* ---- Zeroing ----------------------------------------------------------- */
 
-/* What is zeroed in place may be given back in the background, too. */
+/* What is zeroed in place may be given back in the background, too.  That is put
+ * down first: who writes meanwhile takes it back, and what is there in the end
+ * stays.
+ */
 static int
 zero_in_place (struct disk *disk, const struct extent *extent,
                uint64_t offset, unsigned flags)
@@ -566,11 +565,12 @@ zero_in_place (struct disk *disk, const struct extent *extent,
 
   if (r < 0)
     return r;
-  r = delta_zero (disk->delta, extent->length, extent->host_offset);
-  changes_note (&disk->changes);
-  if (r == 0 && (flags & PLOOP_UNMAP) && disk->discard != PLOOP_DISCARD_OFF
+  if ((flags & PLOOP_UNMAP) && disk->discard != PLOOP_DISCARD_OFF
       && !map_word_is_new (extent->word))
     r = trim_part (disk, extent, offset);
+  if (r == 0)
+    r = delta_zero (disk->delta, extent->length, extent->host_offset);
+  changes_note (&disk->changes);
   return explain (disk, r, REQUEST_NEEDS_ROOM);
 }
 

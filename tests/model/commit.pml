@@ -45,7 +45,7 @@
  *                            take_back
  *   allocate,                request.c: the same
  *     is_durable_alone
- *   trimmer                  request.c: trim_cluster, request_end_trim
+ *   trimmer                  request.c: unmap_cluster, request_end_unmapping
  *   zeroer                   request.c: request_zero
  *   flush                    submit.c: do_here
  *
@@ -826,7 +826,7 @@ proctype trimmer ()
   fi;
   word = 0;
   gate_leave (2);
-  /* request_end_trim */
+  /* request_end_unmapping */
   write_dirty_pages ();
   d_step {
     for (i : 0 .. NR_SECTORS - 1) {

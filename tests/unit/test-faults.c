@@ -137,9 +137,9 @@ write_at (struct script *script, uint64_t sector, uint64_t nr, uint8_t value,
 }
 
 static void
-zero_at (struct script *script, uint64_t sector, uint64_t nr)
+zero_at (struct script *script, uint64_t sector, uint64_t nr, unsigned flags)
 {
-  int r = ploop_zero (script->image, nr * SECTOR, sector * SECTOR, 0);
+  int r = ploop_zero (script->image, nr * SECTOR, sector * SECTOR, flags);
 
   set (script, sector, nr, 0, r);
   expect (script, r, "zero");
@@ -152,6 +152,16 @@ trim_at (struct script *script, unsigned cluster, uint64_t nr)
 
   /* This library makes it zeros, whole clusters as they are. */
   set (script, AT (cluster), nr * CLUSTER_SECTORS, 0, r);
+  expect (script, r, "trim");
+}
+
+/* Zeros, in the background, or as before. */
+static void
+trim_part_at (struct script *script, uint64_t sector, uint64_t nr)
+{
+  int r = ploop_trim (script->image, nr * SECTOR, sector * SECTOR, 0);
+
+  set (script, sector, nr, 0, -1);
   expect (script, r, "trim");
 }
 
@@ -210,7 +220,7 @@ run_script (struct script *script)
   write_at (script, AT (5), 8, 6, PLOOP_FUA);
   /* What is there from before. */
   write_at (script, AT (-1) + 8, 64, 7, 0);
-  zero_at (script, AT (1) + 10, 30);
+  zero_at (script, AT (1) + 10, 30, 0);
   read_all (script);
   trim_at (script, 2, 1);
   flush (script);
@@ -223,7 +233,16 @@ run_script (struct script *script)
   for (unsigned i = 8; i < 20; i++)
     write_at (script, AT (i), CLUSTER_SECTORS, (uint8_t) (i + 50), 0);
   flush (script);
+  zero_at (script, AT (10), 2 * CLUSTER_SECTORS, PLOOP_UNMAP);
+  zero_at (script, AT (13) + 9, CLUSTER_SECTORS, PLOOP_UNMAP | PLOOP_FUA);
   read_all (script);
+  /* Not read any more while the image is open: the punch may come at any
+   * time.
+   */
+  trim_part_at (script, AT (15), 32);
+  trim_part_at (script, AT (15) + 32, CLUSTER_SECTORS);
+  write_at (script, AT (15) + 8, 8, 79, 0);
+  flush (script);
 }
 
 /* Fill the first clusters of a new image; the script touches the last two. */
