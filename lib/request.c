@@ -561,16 +561,19 @@ static int
 zero_in_place (struct disk *disk, const struct extent *extent,
                uint64_t offset, unsigned flags)
 {
-  int r = commit_begin (&disk->commit);
+  const bool gives_back = (flags & PLOOP_UNMAP)
+                          && disk->discard != PLOOP_DISCARD_OFF
+                          && !map_word_is_new (extent->word);
+  int r = gives_back ? trim_part (disk, extent, offset)
+                     : commit_begin (&disk->commit);
 
   if (r < 0)
     return r;
-  if ((flags & PLOOP_UNMAP) && disk->discard != PLOOP_DISCARD_OFF
-      && !map_word_is_new (extent->word))
-    r = trim_part (disk, extent, offset);
-  if (r == 0)
-    r = delta_zero (disk->delta, extent->length, extent->host_offset);
+  r = delta_zero (disk->delta, extent->length, extent->host_offset);
   changes_note (&disk->changes);
+  /* What it left as it was stays so. */
+  if (r < 0 && gives_back)
+    tell_trims (disk, extent->cluster, extent->length, offset);
   return explain (disk, r, REQUEST_NEEDS_ROOM);
 }
 
