@@ -270,12 +270,15 @@ trims_init (struct trims *trims, struct delta *delta, struct map *map,
   pthread_cond_init (&trims->changed, NULL);
 }
 
-/* Until no call_rcu of ours is under way. */
+/* Until no call_rcu of ours is under way.  A barrier takes tens of milliseconds,
+ * so only if there is one.
+ */
 static void
 wait_for_callbacks (struct trims *trims)
 {
-  (void) trims;                 /* but for the thread sanitizer */
-  rcu_barrier ();
+  /* Acquire: pairs with the release in settle. */
+  if (atomic_load_explicit (&trims->nr_graces, memory_order_acquire) > 0)
+    rcu_barrier ();
   TAKES_OVER (trims);
 }
 
@@ -524,6 +527,8 @@ settle (struct rcu_head *rcu)
   g_free (batch);
   trims->news (trims->opaque);
   HANDS_OVER (trims);
+  /* Release: all of this is over for who sees it. */
+  atomic_fetch_sub_explicit (&trims->nr_graces, 1, memory_order_release);
 }
 
 static void
@@ -549,6 +554,7 @@ punch_batch (struct trims *trims)
     return;
   }
   HANDS_OVER (batch);
+  atomic_fetch_add_explicit (&trims->nr_graces, 1, memory_order_relaxed);
   call_rcu (&batch->rcu, settle);
 }
 

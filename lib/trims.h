@@ -54,6 +54,7 @@ struct trims {
   void *opaque;
 
   _Atomic uint64_t nr_records;
+  _Atomic unsigned nr_graces;   /* grace periods that we will be told of */
   pthread_mutex_t lock;         /* for what follows */
   pthread_cond_t changed;       /* something is BUSY no longer, or is gone */
   GHashTable *records;          /* struct trims_record, by cluster */

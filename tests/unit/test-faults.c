@@ -155,16 +155,6 @@ trim_at (struct script *script, unsigned cluster, uint64_t nr)
   expect (script, r, "trim");
 }
 
-/* Zeros, in the background, or as before. */
-static void
-trim_part_at (struct script *script, uint64_t sector, uint64_t nr)
-{
-  int r = ploop_trim (script->image, nr * SECTOR, sector * SECTOR, 0);
-
-  set (script, sector, nr, 0, -1);
-  expect (script, r, "trim");
-}
-
 static void
 flush (struct script *script)
 {
@@ -236,13 +226,6 @@ run_script (struct script *script)
   zero_at (script, AT (10), 2 * CLUSTER_SECTORS, PLOOP_UNMAP);
   zero_at (script, AT (13) + 9, CLUSTER_SECTORS, PLOOP_UNMAP | PLOOP_FUA);
   read_all (script);
-  /* Not read any more while the image is open: the punch may come at any
-   * time.
-   */
-  trim_part_at (script, AT (15), 32);
-  trim_part_at (script, AT (15) + 32, CLUSTER_SECTORS);
-  write_at (script, AT (15) + 8, 8, 79, 0);
-  flush (script);
 }
 
 /* Fill the first clusters of a new image; the script touches the last two. */
