@@ -69,12 +69,15 @@ free_batch (struct freed_batch *batch)
   g_free (batch);
 }
 
-/* Until no call_rcu of ours is under way. */
+/* Until no call_rcu of ours is under way.  A barrier takes tens of milliseconds,
+ * so only if there is one.
+ */
 static void
 wait_for_callbacks (struct freed *freed)
 {
-  (void) freed;                 /* but for the thread sanitizer */
-  rcu_barrier ();
+  /* Acquire: pairs with the release in settle. */
+  if (atomic_load_explicit (&freed->nr_graces, memory_order_acquire) > 0)
+    rcu_barrier ();
   TAKES_OVER (freed);
 }
 
@@ -173,6 +176,8 @@ settle (struct rcu_head *rcu)
   atomic_store_explicit (&batch->step, BATCH_SETTLED, memory_order_release);
   freed->news (freed->opaque);
   HANDS_OVER (freed);
+  /* Release: all of this is over for who sees it. */
+  atomic_fetch_sub_explicit (&freed->nr_graces, 1, memory_order_release);
 }
 
 /* Wait for whoever may still use what was collected. */
@@ -189,6 +194,7 @@ close_batch (struct freed *freed)
   batch->next = freed->closed;
   freed->closed = batch;
   HANDS_OVER (batch);
+  atomic_fetch_add_explicit (&freed->nr_graces, 1, memory_order_relaxed);
   call_rcu (&batch->rcu, settle);
 }
 

@@ -37,6 +37,7 @@ struct freed {
   void (*news) (void *opaque);
   void *opaque;
   struct freed_batch *closed;   /* a list; the scrubber's */
+  _Atomic unsigned nr_graces;   /* grace periods that we will be told of */
   pthread_mutex_t lock;         /* for what follows */
   struct freed_batch *open;     /* collects; NULL: none */
   _Atomic uint64_t nr_pending;  /* clusters in these */

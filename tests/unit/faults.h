@@ -11,6 +11,7 @@
 #define PLOOP_TESTS_FAULTS_H
 
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 enum fault_call {
@@ -24,6 +25,11 @@ enum fault_call {
 
 /* Calls since the start or the last fault_reset, failed ones too. */
 extern _Atomic unsigned fault_calls[FAULT_NR_CALLS];
+
+/* Syncs that do not fail succeed at once.  No power is cut in a unit test, so
+ * nothing else changes but the time.  False at the start.
+ */
+extern _Atomic bool fault_no_syncs;
 
 /* No faults, counts of 0. */
 void fault_reset (void);

@@ -326,14 +326,17 @@ run_with_fault (const struct way *way, const char *template,
   return met;
 }
 
-/* Every point, or with PLOOP_TEST_SCALE below 100 one of some. */
+/* Every point of what is not tried again, and one of three of the rest; more or
+ * less with PLOOP_TEST_SCALE.
+ */
 static unsigned
-scaled_stride (void)
+scaled_stride (int errnum)
 {
   const char *scale = g_getenv ("PLOOP_TEST_SCALE");
   const unsigned percent = scale ? (unsigned) atoi (scale) : 100;
+  const unsigned stride = (errnum == EIO ? 100 : 300) / MAX (percent, 1);
 
-  return percent >= 100 ? 1 : 100 / MAX (percent, 1);
+  return MAX (stride, 1);
 }
 
 static void
@@ -342,7 +345,7 @@ run_all (const struct way *way, enum fault_call call, int errnum,
 {
   static struct model filled;
   g_autofree char *template = make_template (way, &filled);
-  const unsigned stride = scaled_stride ();
+  const unsigned stride = scaled_stride (errnum);
   unsigned skip = (unsigned) g_random_int_range (0, (gint32) stride);
   unsigned nr = 0;
 
@@ -403,5 +406,6 @@ add_tests (TCase *tcase)
 int
 main (void)
 {
+  fault_no_syncs = true;
   return run_tests ("faults", add_tests);
 }
