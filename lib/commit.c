@@ -94,8 +94,8 @@ release (struct commit *commit)
 }
 
 int
-commit_init (struct commit *commit, struct delta *delta, struct map *map,
-             struct changes *changes, struct stats *stats,
+commit_init (struct commit *commit, struct delta *delta, unsigned level,
+             struct map *map, struct changes *changes, struct stats *stats,
              const struct log *log, const struct commit_hooks *hooks,
              unsigned write_back_delay, GArray *lost)
 {
@@ -103,6 +103,7 @@ commit_init (struct commit *commit, struct delta *delta, struct map *map,
 
   *commit = (struct commit) {
     .delta = delta,
+    .level = level,
     .map = map,
     .changes = changes,
     .stats = stats,
@@ -244,9 +245,10 @@ put_down (struct commit *commit, uint64_t page)
 
 /* What belongs into the BAT for a map word. */
 static uint32_t
-entry_of (uint64_t word)
+entry_of (const struct commit *commit, uint64_t word)
 {
-  if (!map_word_is_mapped (word) || map_word_is_unstable (word)
+  if (!map_word_is_mapped (word) || map_word_level (word) != commit->level
+      || map_word_is_unstable (word)
       || (word & (MAP_NEW | MAP_READY)) == MAP_NEW)
     return 0;
   return map_word_entry (word);
@@ -289,7 +291,7 @@ encode_entries (const struct commit *commit, uint64_t first, uint64_t end,
 
   for (; first < end; first++, to += FORMAT_ENTRY_SIZE) {
     const uint32_t entry =
-      GUINT32_TO_LE (entry_of (map_lookup (commit->map, first)));
+      GUINT32_TO_LE (entry_of (commit, map_lookup (commit->map, first)));
 
     memcpy (to, &entry, sizeof entry);
   }
@@ -477,16 +479,23 @@ commit_remove (struct commit *commit, uint64_t cluster, uint64_t word,
   return ours;
 }
 
-void
-commit_note_unstable (struct commit *commit, uint64_t cluster)
+/* The page is noted first: who finds the copy, writes to it and flushes finds
+ * that there are unstable entries, too.
+ */
+bool
+commit_publish_copy (struct commit *commit, uint64_t cluster, uint64_t *word,
+                     uint64_t by)
 {
   const uint64_t page = page_of (cluster);
+  bool ours;
 
   pthread_mutex_lock (page_lock (commit, page));
   set_page (commit->unstable, &commit->nr_unstable, page);
   note_entry (commit, page);
+  ours = map_replace (commit->map, cluster, word, by);
   pthread_mutex_unlock (page_lock (commit, page));
   call (commit, commit->hooks.unstable);
+  return ours;
 }
 
 /* ---- Writing pages ----------------------------------------------------- */
@@ -661,13 +670,6 @@ stabilise (struct commit *commit, const GArray *pages)
 
     pthread_mutex_lock (page_lock (commit, page));
     put_down (commit, page);
-    /* Who has not called commit_note_unstable yet: not durable before the sync
-     * that follows, either.
-     */
-    if (changes_are_durable (commit->changes,
-                             atomic_load_explicit (&commit->page_changes[page],
-                                                   memory_order_relaxed)))
-      note_entry (commit, page);
     flag_entries (commit, page, MAP_COVERED, 0, MAP_COVERED | MAP_UNSTABLE);
     pthread_mutex_unlock (page_lock (commit, page));
   }

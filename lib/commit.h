@@ -56,6 +56,7 @@ struct commit_hooks {
 
 struct commit {
   struct delta *delta;
+  unsigned level;               /* the delta's */
   struct map *map;
   struct changes *changes;
   struct stats *stats;
@@ -86,17 +87,21 @@ struct commit {
   _Atomic bool failed;          /* a sync failed */
 };
 
-/* LOST (of uint32_t; may be NULL; taken over) are the guest clusters whose BAT
+/* The BAT is that of DELTA, whose level is LEVEL: of clusters that only a lower
+ * delta has, its entries are 0.
+ *
+ * LOST (of uint32_t; may be NULL; taken over) are the guest clusters whose BAT
  * entries name host clusters that never came to be, because a server was
  * killed: they are cleared before anything else is changed.  HOOKS must not
  * block; each may be NULL.
  *
  * Returns 0 or a negative errno.
  */
-int commit_init (struct commit *commit, struct delta *delta, struct map *map,
-                 struct changes *changes, struct stats *stats,
-                 const struct log *log, const struct commit_hooks *hooks,
-                 unsigned write_back_delay, GArray *lost);
+int commit_init (struct commit *commit, struct delta *delta, unsigned level,
+                 struct map *map, struct changes *changes,
+                 struct stats *stats, const struct log *log,
+                 const struct commit_hooks *hooks, unsigned write_back_delay,
+                 GArray *lost);
 void commit_destroy (struct commit *commit);
 
 /* ---- The in-use mark --------------------------------------------------- */
@@ -154,10 +159,13 @@ bool commit_undo (struct commit *commit, uint64_t cluster, uint64_t word,
 bool commit_remove (struct commit *commit, uint64_t cluster, uint64_t word,
                     uint64_t *removal);
 
-/* The flag of a guest cluster's word, MAP_UNSTABLE, was set when it was
- * published: its entry belongs on the disk after the next sync.
+/* A guest cluster is mapped anew, to a copy of it that was written by now: its
+ * word, which is *WORD, becomes BY, which has MAP_UNSTABLE; the entry belongs on
+ * the disk after the next sync.  Returns false, with its word in *WORD, when it
+ * is another one.
  */
-void commit_note_unstable (struct commit *commit, uint64_t cluster);
+bool commit_publish_copy (struct commit *commit, uint64_t cluster,
+                          uint64_t *word, uint64_t by);
 
 /* Write what was put down for the entries of clusters FIRST to LAST to the
  * page cache.  Returns 0 or a negative errno; it stays put down then.

@@ -540,11 +540,11 @@ commit_moves (struct compact *compact, const GArray *moves)
   for (guint i = 0; i < moves->len; i++) {
     const uint32_t entry =
       format_cell_entry (&compact->delta->layout, list[i].to);
+    uint64_t word = map_lookup (&compact->map, list[i].index);
 
     set_used (compact, list[i].to);
-    map_fill (&compact->map, list[i].index,
-              map_word (0, entry, MAP_UNSTABLE));
-    commit_note_unstable (&compact->commit, list[i].index);
+    commit_publish_copy (&compact->commit, list[i].index, &word,
+                         map_word (0, entry, MAP_UNSTABLE));
   }
   r = commit_flush (&compact->commit);
   if (r < 0)
@@ -690,7 +690,7 @@ init_commit (struct compact *compact)
 
   compact->buffer = g_malloc (PIECE_BYTES);
   compact->stats = stats_new (false);
-  r = commit_init (&compact->commit, compact->delta, &compact->map,
+  r = commit_init (&compact->commit, compact->delta, 0, &compact->map,
                    &compact->changes, compact->stats, &compact->log, &no_hooks,
                    0, g_array_ref (compact->lost));
   return r < 0 ? fail (compact, r, "no memory to write") : 0;

@@ -9,7 +9,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <linux/fs.h>
 #include <linux/magic.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <sys/vfs.h>
@@ -25,11 +27,18 @@
 
 /* Open for writing if WRITER and the file allows it, else for reading. */
 static int
-open_file (const char *path, bool writer, bool *read_only)
+open_file (const struct delta_source *source, const char *path, bool writer,
+           bool *read_only)
 {
   /* O_NONBLOCK: opening a fifo must not wait for a writer. */
   const int flags = O_CLOEXEC | O_NOCTTY | O_NONBLOCK;
+  char known[64];
   int fd;
+
+  if (source->path_fd >= 0) {
+    snprintf (known, sizeof known, "/proc/self/fd/%d", source->path_fd);
+    path = known;
+  }
 
   *read_only = !writer;
   if (writer) {
@@ -45,7 +54,8 @@ open_file (const char *path, bool writer, bool *read_only)
 }
 
 static bool
-check_file_type (struct delta *delta, GError **error)
+check_file_type (struct delta *delta, const struct delta_source *source,
+                 GError **error)
 {
   struct stat st;
 
@@ -53,7 +63,9 @@ check_file_type (struct delta *delta, GError **error)
     error_set_system (error, errno, "%s: cannot be examined", delta->path);
     return false;
   }
-  if (!S_ISREG (st.st_mode)) {
+  if (S_ISBLK (st.st_mode) && source->raw_cluster_size > 0)
+    st.st_size = lseek (delta->fd, 0, SEEK_END);
+  else if (!S_ISREG (st.st_mode)) {
     g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_FORMAT,
                  "%s: is %s: give the image file itself", delta->path,
                  S_ISDIR (st.st_mode) ? "a directory" : "not a regular file");
@@ -101,13 +113,44 @@ tells_true_holes (int fd)
   }
 }
 
-static bool
-read_header (struct delta *delta, GError **error)
+static void
+be_raw (struct delta *delta, uint32_t cluster_size)
 {
-  uint8_t bytes[FORMAT_HEADER_SIZE];
+  delta->is_raw = true;
+  memset (&delta->header, 0, sizeof delta->header);
+  delta->layout = (struct format_layout) {
+    .size = delta->file_size,
+    .cluster_size = cluster_size,
+    .entry_unit = cluster_size,
+    .nr_entries = (uint32_t) ((delta->file_size + cluster_size - 1)
+                              / cluster_size),
+  };
+}
+
+static bool
+check_raw_size (const struct delta *delta, uint32_t cluster_size,
+                GError **error)
+{
+  if (delta->file_size > 0
+      && delta->file_size <= (uint64_t) FORMAT_MAX_ENTRIES * cluster_size)
+    return true;
+  g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_FORMAT,
+               "%s: file size is %" G_GUINT64_FORMAT " bytes: a raw disk must "
+               "have from 1 byte to %" G_GUINT64_FORMAT ", which is what "
+               "clusters of %" G_GUINT32_FORMAT " bytes allow", delta->path,
+               delta->file_size, (uint64_t) FORMAT_MAX_ENTRIES * cluster_size,
+               cluster_size);
+  return false;
+}
+
+static bool
+read_header (struct delta *delta, const struct delta_source *source,
+             GError **error)
+{
+  uint8_t bytes[FORMAT_HEADER_SIZE] = { 0 };
   int r;
 
-  if (delta->file_size < sizeof bytes) {
+  if (delta->file_size < sizeof bytes && source->raw_cluster_size == 0) {
     g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_FORMAT,
                  "%s: file size is %" G_GUINT64_FORMAT " bytes, too short for "
                  "a ploop image's header (%u bytes)", delta->path,
@@ -120,6 +163,10 @@ read_header (struct delta *delta, GError **error)
     return false;
   }
   if (!format_decode_header (bytes, &delta->header)) {
+    if (source->raw_cluster_size > 0) {
+      be_raw (delta, source->raw_cluster_size);
+      return check_raw_size (delta, source->raw_cluster_size, error);
+    }
     g_autofree char *start = g_strndup ((const char *) bytes, 16);
     g_autofree char *shown = g_strescape (start, NULL);
 
@@ -194,48 +241,60 @@ lock_delta (struct delta *delta, enum delta_lock lock, GError **error)
 
   if (lock == DELTA_LOCK_NONE)
     return true;
-  return lock_image (delta->fd, delta->path, writer, error)
-         && lock_descriptor (delta->path, writer, &delta->descriptor_lock_fd,
+  if (!lock_image (delta->fd, delta->path, writer, error))
+    return false;
+  return lock == DELTA_LOCK_LOWER
+         || lock_descriptor (delta->path, writer, &delta->descriptor_lock_fd,
                              error);
 }
 
 static bool
-open_and_check (struct delta *delta, const char *path, enum delta_lock lock,
-                GError **error)
+open_and_check (struct delta *delta, const struct delta_source *source,
+                enum delta_lock lock, GError **error)
 {
   /* The descriptor lies beside the file itself, not beside a link to it. */
-  delta->path = realpath (path, NULL);
+  delta->path = realpath (source->path, NULL);
   if (!delta->path) {
-    error_set_system (error, errno, "%s: cannot be opened", path);
+    error_set_system (error, errno, "%s: cannot be opened", source->path);
     return false;
   }
-  delta->fd =
-    open_file (delta->path, lock == DELTA_LOCK_WRITER, &delta->read_only);
+  delta->fd = open_file (source, delta->path, lock == DELTA_LOCK_WRITER,
+                         &delta->read_only);
   if (delta->fd == -1) {
     error_set_system (error, errno, "%s: cannot be opened", delta->path);
     return false;
   }
-  if (!check_file_type (delta, error) || !lock_delta (delta, lock, error))
+  if (!check_file_type (delta, source, error)
+      || !lock_delta (delta, lock, error))
     return false;
   /* What was seen before the lock was there may have changed. */
-  if (!check_name (delta, error) || !check_file_type (delta, error)
-      || !read_header (delta, error))
+  if (!check_name (delta, error) || !check_file_type (delta, source, error)
+      || !read_header (delta, source, error))
     return false;
   delta->holes_are_true = tells_true_holes (delta->fd);
   return delta->read_only || open_apart (delta, error);
 }
 
 struct delta *
-delta_open (const char *path, enum delta_lock lock, GError **error)
+delta_open_source (const struct delta_source *source, enum delta_lock lock,
+                   GError **error)
 {
   struct delta *delta = g_new0 (struct delta, 1);
 
   delta->fd = delta->apart_fd = delta->descriptor_lock_fd = -1;
-  if (!open_and_check (delta, path, lock, error)) {
+  if (!open_and_check (delta, source, lock, error)) {
     delta_close (delta);
     return NULL;
   }
   return delta;
+}
+
+struct delta *
+delta_open (const char *path, enum delta_lock lock, GError **error)
+{
+  const struct delta_source source = { .path = path, .path_fd = -1 };
+
+  return delta_open_source (&source, lock, error);
 }
 
 void
@@ -555,6 +614,66 @@ delta_punch (struct delta *delta, uint64_t length, uint64_t offset)
     return r;
   atomic_store_explicit (&delta->no_punch, true, memory_order_relaxed);
   return -ENOTSUP;
+}
+
+/* ---- From another delta ------------------------------------------------- */
+
+int
+delta_clone_range (struct delta *target, uint64_t target_offset,
+                   const struct delta *source, uint64_t offset,
+                   uint64_t length)
+{
+  struct file_clone_range range = {
+    .src_fd = source->fd,
+    .src_offset = offset,
+    .src_length = length,
+    .dest_offset = target_offset,
+  };
+  int r = 0;
+
+  if (target->no_holes)
+    return -ENOTSUP;            /* unwritten blocks would be cloned as such */
+  if (target->direct)
+    direct_begin_change (target->direct, length, target_offset);
+  while (ioctl (target->fd, FICLONERANGE, &range) == -1)
+    if (errno != EINTR) {
+      r = -errno;
+      break;
+    }
+  if (target->direct)
+    direct_end_change (target->direct, length, target_offset);
+  return is_unsupported (r) || r == -EXDEV || r == -ENOTTY || r == -EBADF
+           || r == -EPERM || r == -EISDIR
+           ? -ENOTSUP : r;
+}
+
+int
+delta_copy_range (struct delta *target, uint64_t target_offset,
+                  const struct delta *source, uint64_t offset,
+                  uint64_t length)
+{
+  off_t from = (off_t) offset, to = (off_t) target_offset;
+  bool begun = false;
+
+  /* It copies through the page cache. */
+  if (target->direct || source->direct)
+    return -ENOTSUP;
+  while (length > 0) {
+    const ssize_t n = copy_file_range (source->fd, &from, target->fd, &to,
+                                       (size_t) MIN (length, MAX_IO), 0);
+
+    if (n == 0)
+      return 0;                 /* SOURCE's file ends */
+    if (n > 0) {
+      begun = true;
+      length -= (uint64_t) n;
+    }
+    else if (errno != EINTR)
+      return !begun && (is_unsupported (-errno) || errno == EXDEV
+                        || errno == EBADF || errno == EPERM)
+               ? -ENOTSUP : -errno;
+  }
+  return 0;
 }
 
 void

@@ -37,10 +37,11 @@ struct delta {
                                    -1 for a reader */
   int descriptor_lock_fd;       /* -1: none */
   bool read_only;
+  bool is_raw;                  /* no header and no BAT: see delta_source */
   uint64_t file_size;           /* at open */
   dev_t device;                 /* that holds the file */
   uint32_t block_size;          /* of the file system; 4096 at most, bytes */
-  struct format_header header;  /* at open */
+  struct format_header header;  /* at open; zeros for a raw disk */
   struct format_layout layout;
   bool holes_are_true;          /* the file system tells holes reliably */
   struct direct *direct;        /* NULL: all goes through the page cache */
@@ -49,6 +50,8 @@ struct delta {
   _Atomic bool no_fallocate;    /* the file system said so once */
   _Atomic bool no_zero_range;
   _Atomic bool no_punch;
+  _Atomic bool no_clone_from;   /* nothing can be cloned out of it */
+  _Atomic bool no_copy_from;    /* nor copied by the kernel */
   bool no_holes;                /* none is to be made: delta_make_no_holes */
 };
 
@@ -56,12 +59,28 @@ struct delta {
 enum delta_lock {
   DELTA_LOCK_NONE,
   DELTA_LOCK_READER,
+  DELTA_LOCK_LOWER,             /* as a reader's, without the descriptor beside
+                                   it: whoever opens the chain locks that */
   DELTA_LOCK_WRITER,
 };
 
-/* Open and lock the file PATH and check its header.  A writer whose file does
- * not allow writing gets a reader's, with read_only set.
+/* Which file, and what it may be. */
+struct delta_source {
+  const char *path;
+  int path_fd;                  /* the file, opened with O_PATH, when its name
+                                   was checked; -1: go by the name */
+  uint32_t raw_cluster_size;    /* bytes; if not 0, what has no ploop signature
+                                   is a raw disk, a block device too, of which
+                                   BAT entry I is cluster I */
+};
+
+/* Open and lock a file and check its header.  A writer whose file does not
+ * allow writing gets a reader's, with read_only set.
  */
+struct delta *delta_open_source (const struct delta_source *source,
+                                 enum delta_lock lock, GError **error);
+
+/* The same for an image of which only the name is known. */
 struct delta *delta_open (const char *path, enum delta_lock lock,
                           GError **error);
 
@@ -118,6 +137,21 @@ bool delta_zero_is_fast (const struct delta *delta, uint64_t length,
  * when the file system cannot.
  */
 int delta_punch (struct delta *delta, uint64_t length, uint64_t offset);
+
+/* Let LENGTH bytes at TARGET_OFFSET of TARGET be those at OFFSET of SOURCE, by
+ * sharing blocks, or by letting the kernel copy.  TARGET's file reaches that far,
+ * and keeps its size; past the end of SOURCE's there is nothing to copy.
+ *
+ * -ENOTSUP, with nothing done, when the file system does not do it, or not for
+ * these two files (direct I/O), and will not for others of them either; cloning
+ * returns it also for what is not aligned as the file system wants it.
+ */
+int delta_clone_range (struct delta *target, uint64_t target_offset,
+                       const struct delta *source, uint64_t offset,
+                       uint64_t length);
+int delta_copy_range (struct delta *target, uint64_t target_offset,
+                      const struct delta *source, uint64_t offset,
+                      uint64_t length);
 
 /* For programs that read the file by its extents and know no holes (kernels of
  * OpenVZ 6 and 7): delta_punch will not be supported, and delta_zero writes

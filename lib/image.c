@@ -17,6 +17,7 @@
 #include <errno.h>
 
 #include "bat.h"
+#include "location.h"
 #include "submit.h"
 
 #define DEFAULT_PREALLOC (UINT64_C (128) << 20)
@@ -41,12 +42,13 @@ struct ploop_image {
 /* Open for writing where that is asked for and can be done, else for reading.
  */
 static struct delta *
-open_delta (const char *path, bool read_only, const struct log *log,
-            GError **error)
+open_top (const struct chain_source *source, bool read_only,
+          const struct log *log, GError **error)
 {
+  const struct delta_source top = { source->path, source->path_fd, 0 };
   struct delta *delta =
-    delta_open (path, read_only ? DELTA_LOCK_READER : DELTA_LOCK_WRITER,
-                error);
+    delta_open_source (&top, read_only ? DELTA_LOCK_READER : DELTA_LOCK_WRITER,
+                       error);
 
   if (!delta || read_only)
     return delta;
@@ -59,41 +61,44 @@ open_delta (const char *path, bool read_only, const struct log *log,
     log_warning (log, "%s: carries changed-block bitmaps, which a write would "
                  "make untrue: opened read-only", delta->path);
     delta_close (delta);
-    return delta_open (path, DELTA_LOCK_READER, error);
+    return delta_open_source (&top, DELTA_LOCK_READER, error);
   }
   return delta;
 }
 
-/* What loading the BAT fills in. */
-struct loading {
-  struct map *map;
-  GArray *leaks;                /* of struct alloc_leak */
-};
-
-static void
-load_entry (void *opaque, uint32_t index, uint32_t entry)
+static bool
+open_chain (struct chain *chain, const char *path,
+            const struct ploop_open_options *options, const struct log *log,
+            GError **error)
 {
-  const struct loading *loading = opaque;
+  struct location location;
+  struct delta *top;
+  bool ok;
 
-  map_fill (loading->map, index, map_word (0, entry, 0));
+  if (!location_find (&location, path, options, log, error))
+    return false;
+  top = open_top (&g_array_index (location.deltas, struct chain_source,
+                                  location.deltas->len - 1),
+                  location.read_only, log, error);
+  ok = top && chain_open (chain, location.deltas, top, log, error);
+  location_clear (&location);
+  return ok;
 }
 
 static void
 load_leak (void *opaque, uint64_t first, uint64_t nr)
 {
-  const struct loading *loading = opaque;
+  GArray *leaks = opaque;
   const struct alloc_leak leak = { first, nr };
 
-  g_array_append_val (loading->leaks, leak);
+  g_array_append_val (leaks, leak);
 }
 
-/* Read the BAT into the map. */
+/* Read the BATs into the map. */
 static int
-load_map (struct ploop_image *image, struct bat_summary *summary,
-          GArray *lost, GArray *leaks, GError **error)
+load_map (struct ploop_image *image, struct chain_summary *summary,
+          GError **error)
 {
-  struct loading loading = { &image->disk.map, leaks };
-  const struct bat_loader loader = { load_entry, load_leak, &loading };
   const struct delta *delta = image->disk.delta;
   int r;
 
@@ -103,7 +108,8 @@ load_map (struct ploop_image *image, struct bat_summary *summary,
                       " clusters", delta->path, delta->layout.nr_entries);
     return -1;
   }
-  return bat_load (delta, &loader, &image->log, lost, summary, error);
+  return chain_load (&image->disk.chain, &image->disk.map, &image->log,
+                     summary, error);
 }
 
 /* ---- What goes on behind requests -------------------------------------- */
@@ -214,8 +220,9 @@ prepare_writing (struct ploop_image *image,
   r = alloc_init (&disk->alloc, disk->delta, &disk->changes, disk->stats,
                   &image->log, &alloc_options);
   if (r == 0)
-    r = commit_init (&disk->commit, disk->delta, &disk->map, &disk->changes,
-                     disk->stats, &image->log, &hooks,
+    r = commit_init (&disk->commit, disk->delta,
+                     chain_top_level (&disk->chain), &disk->map,
+                     &disk->changes, disk->stats, &image->log, &hooks,
                      image->options.writeback_delay, g_array_ref (lost));
   if (r < 0) {
     error_set_system (error, r, "%s: no memory to write", disk->delta->path);
@@ -250,21 +257,27 @@ load_image (struct ploop_image *image, GError **error)
   g_autoptr (GArray) lost = g_array_new (FALSE, FALSE, sizeof (uint32_t));
   g_autoptr (GArray) leaks =
     g_array_new (FALSE, FALSE, sizeof (struct alloc_leak));
-  struct bat_summary summary;
+  struct chain_summary summary = {
+    .lost = lost,
+    .leak = load_leak,
+    .opaque = leaks,
+  };
 
   if (forget_unsynced (image->disk.delta, error) < 0
-      || load_map (image, &summary, lost, leaks, error) < 0)
+      || load_map (image, &summary, error) < 0)
     return -1;
   log_debug (&image->log, "%s: version %u, %" G_GUINT64_FORMAT " bytes, "
              "clusters of %" G_GUINT32_FORMAT " bytes, %" G_GUINT32_FORMAT
-             " of %" G_GUINT32_FORMAT " allocated, opened for %s",
+             " of %" G_GUINT32_FORMAT " allocated, %u lower deltas, opened for "
+             "%s",
              image->disk.delta->path, ploop_version (image),
              ploop_size (image), ploop_cluster_size (image),
-             summary.nr_allocated, image->disk.delta->layout.nr_entries,
+             summary.top.nr_allocated, image->disk.delta->layout.nr_entries,
+             chain_top_level (&image->disk.chain),
              ploop_is_read_only (image) ? "reading" : "writing");
   if (ploop_is_read_only (image))
     return 0;
-  return prepare_writing (image, &summary, lost, leaks, error);
+  return prepare_writing (image, &summary.top, lost, leaks, error);
 }
 
 /* ---- Options ----------------------------------------------------------- */
@@ -304,10 +317,11 @@ check_options (const struct ploop_open_options *options, const char *path,
 static struct ploop_open_options
 with_defaults (const struct ploop_open_options *options)
 {
-  struct ploop_open_options all = { 0 };
+  struct ploop_open_options all = *options;
 
-  if (options)
-    all = *options;
+  /* Only good until ploop_open returns. */
+  all.bases = NULL;
+  all.overlay = NULL;
   if (all.runners == 0)
     all.runners = default_runners ();
   if (all.prealloc == 0)
@@ -339,7 +353,8 @@ init_engine (struct ploop_image *image)
   submit_init (&image->submit, disk, !image->options.no_fast_path,
                image->options.cache == PLOOP_CACHE_WRITETHROUGH);
   if (image->options.cache == PLOOP_CACHE_NONE)
-    delta_use_direct (disk->delta, &image->log);
+    for (unsigned i = 0; i < disk->chain.nr_levels; i++)
+      delta_use_direct (disk->chain.levels[i], &image->log);
   if (image->options.prealloc_mode == PLOOP_PREALLOC_TRUNCATE)
     delta_reserve_nothing (disk->delta);
   if (image->options.discard == PLOOP_DISCARD_KEEP)
@@ -358,7 +373,7 @@ free_image (struct ploop_image *image)
   commit_destroy (&image->disk.commit);
   map_destroy (&image->disk.map);
   stats_free (image->disk.stats);
-  delta_close (image->disk.delta);
+  chain_close (&image->disk.chain);
   g_free (image);
 }
 
@@ -366,22 +381,22 @@ ploop_image *
 ploop_open (const char *path, const struct ploop_open_options *options,
             GError **error)
 {
+  static const struct ploop_open_options no_options;
   struct ploop_image *image;
-  struct delta *delta;
-  struct log log = { NULL, NULL };
 
-  if (options && !check_options (options, path, error))
-    return NULL;
-  if (options)
-    log = (struct log) { options->log, options->log_opaque };
-  delta = open_delta (path, options && options->read_only, &log, error);
-  if (!delta)
+  if (!options)
+    options = &no_options;
+  if (!check_options (options, path, error))
     return NULL;
 
   image = g_new0 (struct ploop_image, 1);
-  image->log = log;
+  image->log = (struct log) { options->log, options->log_opaque };
   image->options = with_defaults (options);
-  image->disk.delta = delta;
+  if (!open_chain (&image->disk.chain, path, options, &image->log, error)) {
+    g_free (image);
+    return NULL;
+  }
+  image->disk.delta = chain_top (&image->disk.chain);
   init_engine (image);
   if (load_image (image, error) < 0
       || (!image->options.defer_start && ploop_start (image, error) == -1)) {

@@ -43,6 +43,23 @@ map_destroy (struct map *map)
   map->occupied = NULL;
 }
 
+/* ---- Merging deltas ---------------------------------------------------- */
+
+void
+map_merge (struct map *map, uint64_t cluster, uint64_t word)
+{
+  uint64_t now = 0, by = word;
+
+  map_occupy (map, cluster);
+  while (!map_replace (map, cluster, &now, by))
+    if (now == 0)
+      by = word;
+    else if (map_word_level (now) < map_word_level (word))
+      by = word | MAP_COVERS;
+    else
+      by = now | MAP_COVERS;
+}
+
 /* ---- Looking for what is mapped ---------------------------------------- */
 
 /* The first cluster from FROM up to END whose stretch is occupied, or END. */

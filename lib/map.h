@@ -7,6 +7,8 @@
  *
  *   bits 0-31    BAT entry: the host cluster, as stored in its delta
  *   bits 32-39   level: which delta, 0 the base
+ *   bit  57      covers: a lower delta has the cluster, too, and its data would
+ *                show if this one were unmapped: it never is
  *   bit  58      trimmed: parts of it have been trimmed; who writes to it asks
  *                trims.h
  *   bit  59      ready: new, but a write has succeeded that waits for the entry
@@ -44,7 +46,9 @@
 #define MAP_COVERED (UINT64_C (1) << 60)
 #define MAP_READY (UINT64_C (1) << 59)
 #define MAP_TRIMMED (UINT64_C (1) << 58)
+#define MAP_COVERS (UINT64_C (1) << 57)
 #define MAP_LEVEL_SHIFT 32
+#define MAP_LEVEL_MASK (UINT64_C (0xff) << MAP_LEVEL_SHIFT)
 
 /* Words that share a bit of the bitmap: a page of them. */
 #define MAP_STRETCH 512u
@@ -88,7 +92,7 @@ static inline bool
 map_word_is_same_place (uint64_t word, uint64_t other)
 {
   const uint64_t flags =
-    MAP_NEW | MAP_READY | MAP_UNSTABLE | MAP_COVERED | MAP_TRIMMED;
+    MAP_NEW | MAP_READY | MAP_UNSTABLE | MAP_COVERED | MAP_TRIMMED | MAP_COVERS;
 
   return ((word ^ other) & ~flags) == 0;
 }
@@ -173,7 +177,12 @@ map_replace (struct map *map, uint64_t cluster, uint64_t *word, uint64_t by)
 bool map_set_trimmed (struct map *map, uint64_t cluster, uint64_t word);
 bool map_clear_trimmed (struct map *map, uint64_t cluster, uint64_t word);
 
-/* While nobody else uses the map: at open. */
+/* At open: CLUSTER is in the delta that WORD says, and in others perhaps, above
+ * or below.  From any thread, in any order; nobody else uses the map yet.
+ */
+void map_merge (struct map *map, uint64_t cluster, uint64_t word);
+
+/* The same for who knows of one delta only, and is alone. */
 static inline void
 map_fill (struct map *map, uint64_t cluster, uint64_t word)
 {

@@ -125,6 +125,12 @@ struct ploop_open_options {
   unsigned writeback_delay;     /* ms that entries of new clusters may wait in
                                    memory for others, at most PLOOP_MAX_DELAY;
                                    0: not at all */
+  /* Lower deltas, from the one below PATH down to the base, which may be a raw
+   * disk; ends with NULL.  NULL: none.
+   */
+  const char *const *bases;
+  const char *overlay;          /* a delta for all changes, created if missing;
+                                   the rest is only read.  NULL: none */
   ploop_log_fn log;             /* NULL: no messages */
   void *log_opaque;
   /* With PLOOP_ENOSPC_WAIT, asked about once a second as long as somebody waits:

@@ -13,6 +13,14 @@
  * When the write fails the cluster is unmapped again, unless another request has
  * written to it meanwhile (commit.c tells how that is known).
  *
+ * A cluster that only a lower delta has is copied before it is changed.  What is
+ * written goes into the copy before anybody else can see it; then the copy takes
+ * the place of the original in the map.  Only the runner that owns a cluster
+ * copies it, so two who want to write meet in its queue, and the second finds the
+ * copy.  The BAT has its entry only after a sync: until then the disk has what
+ * the lower delta has.  A hole cannot be expressed above a lower delta: what is
+ * trimmed there stays mapped.
+ *
  * A cluster of which parts are trimmed is a piece of its own for a write, too,
  * which tells trims.h before and after.
  */
@@ -22,6 +30,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "copy.h"
 #include "request.h"
 
 /* A piece of a request. */
@@ -35,7 +44,16 @@ struct extent {
 static uint64_t
 host_cluster_offset (const struct disk *disk, uint64_t word)
 {
-  return format_entry_offset (&disk->delta->layout, map_word_entry (word));
+  return format_entry_offset (&chain_delta (&disk->chain, word)->layout,
+                              map_word_entry (word));
+}
+
+/* Is a cluster only in lower deltas? */
+static bool
+is_lower (const struct disk *disk, uint64_t word)
+{
+  return map_word_is_mapped (word)
+         && map_word_level (word) != chain_top_level (&disk->chain);
 }
 
 /* The piece at OFFSET of at most LENGTH bytes that lies in one cluster. */
@@ -83,7 +101,7 @@ unmapped_length (const struct disk *disk, uint64_t length, uint64_t offset)
 }
 
 /* Add the clusters that follow, up to LENGTH bytes in all, as long as they are
- * mapped to one range of the file as the first, and all of them new or none, all
+ * mapped to one range of a file with the first, and all of them new or none, all
  * trimmed in part or none.
  */
 static void
@@ -95,7 +113,8 @@ join_mapped (const struct disk *disk, struct extent *extent, uint64_t length)
   for (; extent->length < length; next++) {
     const uint64_t word = map_lookup (&disk->map, next);
 
-    if (((word ^ extent->word) & (MAP_MAPPED | MAP_NEW | MAP_TRIMMED))
+    if (((word ^ extent->word)
+         & (MAP_MAPPED | MAP_NEW | MAP_TRIMMED | MAP_LEVEL_MASK))
         || host_cluster_offset (disk, word)
              != extent->host_offset + extent->length)
       return;
@@ -117,6 +136,20 @@ next_extent (const struct disk *disk, uint64_t length, uint64_t offset)
   return extent;
 }
 
+/* Is a piece at OFFSET all there is of its cluster?  The disk's last one may be
+ * shorter than others.
+ */
+static bool
+is_whole_cluster (const struct disk *disk, const struct extent *piece,
+                  uint64_t offset)
+{
+  const struct format_layout *layout = &disk->delta->layout;
+
+  return offset % layout->cluster_size == 0
+         && (piece->length == layout->cluster_size
+             || offset + piece->length == layout->size);
+}
+
 /* ---- Reading ----------------------------------------------------------- */
 
 int
@@ -131,7 +164,8 @@ request_read (const struct disk *disk, void *buf, size_t length,
     if (!map_word_is_mapped (extent.word))
       memset (buf, 0, n);
     else {
-      int r = delta_pread (disk->delta, buf, n, extent.host_offset);
+      int r = delta_pread (chain_delta (&disk->chain, extent.word), buf, n,
+                           extent.host_offset);
 
       if (r < 0)
         return r;
@@ -175,7 +209,7 @@ allocate (struct disk *disk, uint64_t cluster, uint64_t *word)
     return map_word_is_mapped (*word)
              ? 0 : explain (disk, r, REQUEST_NEEDS_CLUSTER);
   }
-  ours = map_word (0, entry, MAP_NEW);
+  ours = map_word (chain_top_level (&disk->chain), entry, MAP_NEW);
   if (map_publish (&disk->map, cluster, ours, &found)) {
     alloc_keep (&disk->alloc);
     stats_add (disk->stats, STATS_ALLOCATIONS, 1);
@@ -187,6 +221,70 @@ allocate (struct disk *disk, uint64_t cluster, uint64_t *word)
   }
   return 0;
 }
+
+/* ---- Copy-on-write ----------------------------------------------------- */
+
+/* Fill a host cluster of the top delta, at HOST, with what the cluster of PIECE is
+ * in a lower one, and then BUF, or zeros if it is NULL, at PIECE.
+ */
+static int
+fill_copy (struct disk *disk, const struct extent *piece, const void *buf,
+           uint64_t offset, uint64_t host)
+{
+  const uint32_t cluster_size = disk->delta->layout.cluster_size;
+  const uint32_t from = (uint32_t) (offset % cluster_size);
+  const struct copy_part ours = { from, from + (uint32_t) piece->length };
+  const bool whole = is_whole_cluster (disk, piece, offset);
+  int r = 0;
+
+  if (!whole)
+    r = copy_cluster (disk->delta, host, chain_delta (&disk->chain, piece->word),
+                      piece->host_offset - from, cluster_size, ours);
+  if (r < 0)
+    return r;
+  if (buf)
+    return delta_pwrite (disk->delta, buf, (size_t) piece->length,
+                         host + from);
+  return whole ? 0 : delta_zero (disk->delta, piece->length, host + from);
+}
+
+/* Copy the cluster of PIECE, which only a lower delta has, to the top one, changed
+ * by BUF or zeros.  For the runner that owns it.
+ */
+static int
+copy_up (struct disk *disk, const struct extent *piece, const void *buf,
+         uint64_t offset)
+{
+  uint64_t word = piece->word;
+  uint32_t entry;
+  int r = commit_begin (&disk->commit);
+
+  if (r < 0)
+    return r;
+  r = alloc_take (&disk->alloc, &entry);
+  if (r < 0) {
+    changes_note (&disk->changes);      /* as in allocate */
+    return explain (disk, r, REQUEST_NEEDS_CLUSTER);
+  }
+  alloc_keep (&disk->alloc);
+  r = fill_copy (disk, piece, buf, offset,
+                 format_entry_offset (&disk->delta->layout, entry));
+  changes_note (&disk->changes);
+  if (r < 0) {
+    /* The map never had it, but something may be written there. */
+    alloc_free (&disk->alloc, entry, 0);
+    return explain (disk, r, REQUEST_NEEDS_ROOM);
+  }
+  if (!commit_publish_copy (&disk->commit, piece->cluster, &word,
+                            map_word (chain_top_level (&disk->chain), entry,
+                                      MAP_UNSTABLE | MAP_COVERS)))
+    g_assert_not_reached ();    /* nobody else changes such a word */
+  stats_add (disk->stats, STATS_ALLOCATIONS, 1);
+  stats_add (disk->stats, STATS_COPIES, 1);
+  return 0;
+}
+
+/* ---- Writing to what is mapped ----------------------------------------- */
 
 /* Some of a cluster is written to, or was a moment ago: that part is trimmed no
  * longer.
@@ -227,7 +325,8 @@ make_extent (struct disk *disk, uint64_t offset, struct extent *extent)
 }
 
 /* The next piece of a write: as many mapped clusters as have what they need, or
- * one that is new, or becomes so, or that was trimmed in part.
+ * one that is new, or becomes so, or that was trimmed in part.  Or, with
+ * REQUEST_NEEDS_OWNER, one that only a lower delta has.
  */
 static int
 next_mapped_extent (struct disk *disk, uint64_t length, uint64_t offset,
@@ -239,6 +338,8 @@ next_mapped_extent (struct disk *disk, uint64_t length, uint64_t offset,
     *extent = first_piece (disk, length, offset);
     if (!map_word_is_mapped (extent->word))
       r = make_extent (disk, offset, extent);
+    else if (is_lower (disk, extent->word))
+      r = REQUEST_NEEDS_OWNER;
     if (r != 0)
       return r;
     if (G_LIKELY (!(extent->word & MAP_TRIMMED))) {
@@ -287,23 +388,42 @@ write_extent (struct disk *disk, const void *buf, const struct extent *extent,
   return r;
 }
 
+/* Write the next piece of a range, wherever it is.  Its length is in *LENGTH
+ * then, 0 if it has to be done again.
+ */
 static int
-write_all (struct disk *disk, const void *buf, size_t length, uint64_t offset)
+write_next (struct disk *disk, const void *buf, size_t *length,
+            uint64_t offset, unsigned flags)
+{
+  struct extent extent;
+  int r = next_mapped_extent (disk, *length, offset, &extent);
+
+  *length = (size_t) extent.length;
+  if (r == REQUEST_NEEDS_OWNER && (flags & REQUEST_OWNER))
+    return copy_up (disk, &extent, buf, offset);
+  if (r != 0)
+    return r;
+  r = write_extent (disk, buf, &extent, offset);
+  if (r == COMMIT_REMAPPED) {
+    *length = 0;
+    return 0;
+  }
+  return explain (disk, r, REQUEST_NEEDS_ROOM);
+}
+
+static int
+write_all (struct disk *disk, const void *buf, size_t length, uint64_t offset,
+           unsigned flags)
 {
   while (length > 0) {
-    struct extent extent;
-    int r = next_mapped_extent (disk, length, offset, &extent);
+    size_t n = length;
+    int r = write_next (disk, buf, &n, offset, flags);
 
     if (r != 0)
       return r;
-    r = write_extent (disk, buf, &extent, offset);
-    if (r == COMMIT_REMAPPED)
-      continue;
-    if (r < 0)
-      return explain (disk, r, REQUEST_NEEDS_ROOM);
-    buf = (const char *) buf + extent.length;
-    offset += extent.length;
-    length -= extent.length;
+    buf = (const char *) buf + n;
+    offset += n;
+    length -= n;
   }
   return 0;
 }
@@ -317,7 +437,7 @@ is_durable_alone (const struct disk *disk, uint64_t length, uint64_t offset,
   const struct extent extent = next_extent (disk, length, offset);
 
   if (extent.length < length || !map_word_is_mapped (extent.word)
-      || (extent.word & MAP_TRIMMED))
+      || is_lower (disk, extent.word) || (extent.word & MAP_TRIMMED))
     return false;
   for (uint64_t c = extent.cluster; c <= (offset + length - 1) / cluster_size;
        c++)
@@ -345,15 +465,15 @@ write_durable (struct disk *disk, const void *buf, size_t length,
 
 static int
 write_data (struct disk *disk, const void *buf, size_t length,
-            uint64_t offset, bool fua, bool *durable)
+            uint64_t offset, unsigned flags, bool *durable)
 {
   uint64_t host_offset;
 
-  if (fua && !commit_is_busy (&disk->commit)
+  if ((flags & PLOOP_FUA) && !commit_is_busy (&disk->commit)
       && is_durable_alone (disk, length, offset, &host_offset))
     return write_durable (disk, buf, length, offset, host_offset);
   *durable = false;
-  return write_all (disk, buf, length, offset);
+  return write_all (disk, buf, length, offset, flags);
 }
 
 /* ---- Unmapping --------------------------------------------------------- */
@@ -385,21 +505,9 @@ next_piece (const struct disk *disk, uint64_t length, uint64_t offset)
   return piece.length > 0 ? piece : first_piece (disk, length, offset);
 }
 
-/* Is a piece at OFFSET all there is of its cluster?  The disk's last one may be
- * shorter than others.
+/* A part of a cluster is given up; with nothing left, so is the cluster, if no
+ * lower delta has it.
  */
-static bool
-is_whole_cluster (const struct disk *disk, const struct extent *piece,
-                  uint64_t offset)
-{
-  const struct format_layout *layout = &disk->delta->layout;
-
-  return offset % layout->cluster_size == 0
-         && (piece->length == layout->cluster_size
-             || offset + piece->length == layout->size);
-}
-
-/* A part of a cluster is given up; with nothing left, so is the cluster. */
 static int
 trim_part (struct disk *disk, const struct extent *piece, uint64_t offset)
 {
@@ -416,9 +524,10 @@ trim_part (struct disk *disk, const struct extent *piece, uint64_t offset)
 static int
 trim_piece (struct disk *disk, const struct extent *piece, uint64_t offset)
 {
-  if (!map_word_is_mapped (piece->word) || map_word_is_new (piece->word))
+  if (!map_word_is_mapped (piece->word) || map_word_is_new (piece->word)
+      || is_lower (disk, piece->word))
     return 0;
-  if (is_whole_cluster (disk, piece, offset))
+  if (!(piece->word & MAP_COVERS) && is_whole_cluster (disk, piece, offset))
     return unmap_cluster (disk, piece->cluster, piece->word);
   return trim_part (disk, piece, offset);
 }
@@ -494,12 +603,12 @@ like_piece (const struct disk *disk, const char *buf, size_t length,
  */
 static int
 write_zeros (struct disk *disk, const char *buf, size_t length,
-             uint64_t offset, bool fua, bool *durable)
+             uint64_t offset, unsigned flags, bool *durable)
 {
   int r = 0;
 
   if (disk->detect_zeroes == PLOOP_DETECT_ZEROES_UNMAP) {
-    r = request_zero (disk, length, offset, PLOOP_UNMAP, durable);
+    r = request_zero (disk, length, offset, flags | PLOOP_UNMAP, durable);
     return r == 0 ? request_end_unmapping (disk, length, offset) : r;
   }
   for (size_t done = 0, n; done < length && r == 0; done += n) {
@@ -508,7 +617,7 @@ write_zeros (struct disk *disk, const char *buf, size_t length,
       *durable = false;         /* as for zeroing */
     else {
       n = (size_t) first_piece (disk, length - done, offset + done).length;
-      r = write_data (disk, buf + done, n, offset + done, fua, durable);
+      r = write_data (disk, buf + done, n, offset + done, flags, durable);
     }
   }
   return r;
@@ -516,7 +625,7 @@ write_zeros (struct disk *disk, const char *buf, size_t length,
 
 static int
 write_detecting (struct disk *disk, const char *buf, size_t length,
-                 uint64_t offset, bool fua, bool *durable)
+                 uint64_t offset, unsigned flags, bool *durable)
 {
   int r = 0;
 
@@ -524,8 +633,8 @@ write_detecting (struct disk *disk, const char *buf, size_t length,
     bool zeros;
     const size_t n = like_piece (disk, buf, length, offset, &zeros);
 
-    r = zeros ? write_zeros (disk, buf, n, offset, fua, durable)
-              : write_data (disk, buf, n, offset, fua, durable);
+    r = zeros ? write_zeros (disk, buf, n, offset, flags, durable)
+              : write_data (disk, buf, n, offset, flags, durable);
     buf += n;
     offset += n;
     length -= n;
@@ -535,20 +644,20 @@ write_detecting (struct disk *disk, const char *buf, size_t length,
 
 int
 request_write (struct disk *disk, const void *buf, size_t length,
-               uint64_t offset, bool fua, bool *durable)
+               uint64_t offset, unsigned flags, bool *durable)
 {
   int r;
 
   if (length == 0)
     return 0;
-  if (fua && commit_has_failed (&disk->commit))
+  if ((flags & PLOOP_FUA) && commit_has_failed (&disk->commit))
     return -EIO;
   r = commit_begin (&disk->commit);
   if (r < 0)
     return r;
   if (disk->detect_zeroes != PLOOP_DETECT_ZEROES_OFF)
-    return write_detecting (disk, buf, length, offset, fua, durable);
-  return write_data (disk, buf, length, offset, fua, durable);
+    return write_detecting (disk, buf, length, offset, flags, durable);
+  return write_data (disk, buf, length, offset, flags, durable);
 }
 
 /* ---- Zeroing ----------------------------------------------------------- */
@@ -583,7 +692,7 @@ may_unmap (const struct disk *disk, const struct extent *extent,
            uint64_t offset, unsigned flags)
 {
   return (flags & PLOOP_UNMAP) && disk->discard != PLOOP_DISCARD_OFF
-         && !map_word_is_new (extent->word)
+         && !map_word_is_new (extent->word) && !(extent->word & MAP_COVERS)
          && is_whole_cluster (disk, extent, offset);
 }
 
@@ -596,9 +705,42 @@ zero_piece (struct disk *disk, const struct extent *extent, uint64_t offset,
 {
   if (!map_word_is_mapped (extent->word))
     return 0;
+  if (is_lower (disk, extent->word))
+    return flags & REQUEST_OWNER ? copy_up (disk, extent, NULL, offset)
+                                 : REQUEST_NEEDS_OWNER;
   if (may_unmap (disk, extent, offset, flags))
     return unmap_cluster (disk, extent->cluster, extent->word);
   return zero_in_place (disk, extent, offset, flags);
+}
+
+/* The next piece to be zeroed: a whole range of the file, unless clusters are to
+ * be unmapped one by one, or copied.
+ */
+static struct extent
+next_zeroed (const struct disk *disk, uint64_t length, uint64_t offset,
+             unsigned flags)
+{
+  struct extent extent;
+
+  if (flags & PLOOP_UNMAP)
+    return next_piece (disk, length, offset);
+  extent = next_extent (disk, length, offset);
+  return is_lower (disk, extent.word) ? first_piece (disk, length, offset)
+                                      : extent;
+}
+
+/* Can a piece be zeroed without copying, or writing zeros? */
+static bool
+is_fast (const struct disk *disk, const struct extent *piece, uint64_t offset,
+         unsigned flags)
+{
+  if (!map_word_is_mapped (piece->word))
+    return true;
+  if (is_lower (disk, piece->word))
+    return is_whole_cluster (disk, piece, offset);
+  return may_unmap (disk, piece, offset, flags)
+         || delta_zero_is_fast (disk->delta, piece->length,
+                                piece->host_offset);
 }
 
 bool
@@ -610,10 +752,7 @@ request_zero_is_fast (const struct disk *disk, uint64_t length,
   while (length > 0 && fast) {
     const struct extent piece = next_piece (disk, length, offset);
 
-    fast = !map_word_is_mapped (piece.word)
-           || may_unmap (disk, &piece, offset, flags)
-           || delta_zero_is_fast (disk->delta, piece.length,
-                                  piece.host_offset);
+    fast = is_fast (disk, &piece, offset, flags);
     offset += piece.length;
     length -= piece.length;
   }
@@ -631,9 +770,7 @@ request_zero (struct disk *disk, uint64_t length, uint64_t offset,
    */
   *durable = false;
   while (length > 0 && r == 0) {
-    const struct extent extent =
-      flags & PLOOP_UNMAP ? next_piece (disk, length, offset)
-                          : next_extent (disk, length, offset);
+    const struct extent extent = next_zeroed (disk, length, offset, flags);
 
     r = zero_piece (disk, &extent, offset, flags);
     offset += extent.length;
@@ -682,6 +819,7 @@ static int
 describe_inside (const struct disk *disk, const struct extent *extent,
                  uint64_t offset, struct description *description)
 {
+  const struct delta *delta = chain_delta (&disk->chain, extent->word);
   const uint64_t end = extent->host_offset + extent->length;
   uint64_t at = extent->host_offset;
   int r = 0;
@@ -689,7 +827,7 @@ describe_inside (const struct disk *disk, const struct extent *extent,
   while (at < end && r == 0) {
     uint64_t data = at, stop;
 
-    if (!delta_next_data (disk->delta, end, &data, &stop))
+    if (!delta_next_data (delta, end, &data, &stop))
       data = stop = end;
     if (data > at)
       r = describe (description, data - at,
@@ -739,7 +877,8 @@ request_prefetch (const struct disk *disk, uint64_t length, uint64_t offset)
     const struct extent extent = next_extent (disk, length, offset);
 
     if (map_word_is_mapped (extent.word))
-      delta_prefetch (disk->delta, extent.length, extent.host_offset);
+      delta_prefetch (chain_delta (&disk->chain, extent.word), extent.length,
+                      extent.host_offset);
     offset += extent.length;
     length -= extent.length;
   }

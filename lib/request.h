@@ -17,6 +17,7 @@
 #include <stdint.h>
 
 #include "alloc.h"
+#include "chain.h"
 #include "changes.h"
 #include "commit.h"
 #include "delta.h"
@@ -30,7 +31,8 @@
 
 /* What requests work on. */
 struct disk {
-  struct delta *delta;
+  struct chain chain;
+  struct delta *delta;          /* the top one, which is written to */
   struct map map;
   struct changes changes;
   struct alloc alloc;
@@ -51,22 +53,31 @@ struct disk {
 enum request_result {
   REQUEST_NEEDS_CLUSTER = 1,
   REQUEST_NEEDS_ROOM = 2,
+  /* No lack of space: some of the range has to be copied from a lower delta, by
+   * the runner that owns it.
+   */
+  REQUEST_NEEDS_OWNER = 3,
 };
+
+/* A flag beside those of ploop-core.h: the caller is the runner that owns all of
+ * the range, so that nobody else copies clusters of it.
+ */
+#define REQUEST_OWNER (1u << 16)
 
 int request_read (const struct disk *disk, void *buf, size_t length,
                   uint64_t offset);
 
 /* Those that change the disk clear *DURABLE when it takes a commit to make what
- * they did durable.
+ * they did durable.  Of FLAGS, PLOOP_FUA and REQUEST_OWNER count.
  */
 int request_write (struct disk *disk, const void *buf, size_t length,
-                   uint64_t offset, bool fua, bool *durable);
+                   uint64_t offset, unsigned flags, bool *durable);
 
-/* Of FLAGS, PLOOP_UNMAP counts, here and below. */
+/* PLOOP_UNMAP and REQUEST_OWNER. */
 int request_zero (struct disk *disk, uint64_t length, uint64_t offset,
                   unsigned flags, bool *durable);
 
-/* Would that write no zeros, as far as is known? */
+/* Would that write no zeros and copy nothing, as far as is known? */
 bool request_zero_is_fast (const struct disk *disk, uint64_t length,
                            uint64_t offset, unsigned flags);
 

@@ -88,12 +88,12 @@ is_forced (const struct submit *submit, const ploop_request *request)
          && (submit->force || (request->flags & PLOOP_FUA));
 }
 
-/* Do LENGTH bytes of REQUEST that begin DONE bytes into it.  *DURABLE is cleared
- * when a commit is needed for FUA.
+/* Do LENGTH bytes of REQUEST that begin DONE bytes into it.  OWNER is 0 or
+ * REQUEST_OWNER.  *DURABLE is cleared when a commit is needed for FUA.
  */
 static int
 do_range (struct submit *submit, const ploop_request *request, uint64_t done,
-          uint64_t length, bool *durable)
+          uint64_t length, unsigned owner, bool *durable)
 {
   struct disk *disk = submit->disk;
   char *buf = (char *) request->buf + done;
@@ -104,9 +104,11 @@ do_range (struct submit *submit, const ploop_request *request, uint64_t done,
     return request_read (disk, buf, (size_t) length, offset);
   case PLOOP_WRITE:
     return request_write (disk, buf, (size_t) length, offset,
-                          is_forced (submit, request), durable);
+                          owner | (is_forced (submit, request) ? PLOOP_FUA : 0),
+                          durable);
   case PLOOP_ZERO:
-    return request_zero (disk, length, offset, request->flags, durable);
+    return request_zero (disk, length, offset, owner | request->flags,
+                         durable);
   case PLOOP_TRIM:
     return request_trim (disk, length, offset, durable);
   case PLOOP_FLUSH:
@@ -329,7 +331,7 @@ do_part (struct work *work, unsigned index, bool *durable)
     prepare_unmapping (submit, request);
     gate_enter_late (&submit->disk->gate);
     r = do_range (submit, request, from - request->offset, to - from,
-                  durable);
+                  REQUEST_OWNER, durable);
     gate_leave (&submit->disk->gate);
   }
   return r;
@@ -451,7 +453,7 @@ do_inside (struct submit *submit, const ploop_request *request, uint64_t done,
 
   if (r < 0)
     return r;
-  r = do_range (submit, request, done, length, durable);
+  r = do_range (submit, request, done, length, 0, durable);
   gate_leave (&submit->disk->gate);
   return r;
 }

@@ -309,6 +309,15 @@ cluster_length (const struct trims *trims, uint64_t cluster)
                          layout->size - cluster * layout->cluster_size);
 }
 
+/* Would nothing show if the cluster were unmapped?  Above a lower delta it stays
+ * mapped, as a hole.
+ */
+static bool
+may_unmap (const struct trims_record *record)
+{
+  return !(record->word & MAP_COVERS);
+}
+
 static bool
 is_whole (const struct trims *trims, const struct trims_record *record)
 {
@@ -337,7 +346,7 @@ add_to_record (struct trims *trims, struct trims_record *record,
                struct part part)
 {
   add_part (record->parts, part);
-  if (is_whole (trims, record))
+  if (may_unmap (record) && is_whole (trims, record))
     unmap (trims, record);
   else if (record->state == RECORD_BUSY)
     return;                     /* it will be seen when that has ended */
@@ -576,7 +585,7 @@ is_hole (const struct trims *trims, const struct trims_record *record)
 static void
 look_at (struct trims *trims, struct trims_record *record)
 {
-  if (!is_good (trims, record))
+  if (!is_good (trims, record) || !may_unmap (record))
     drop_record (trims, record);
   else if (is_hole (trims, record))
     unmap (trims, record);

@@ -26,7 +26,8 @@
  *   SETTLING  punched; a grace period later it is looked at
  *   RESTING   nothing to do until it is trimmed again or written to
  *
- * Only for clusters that no lower delta has: what is unmapped reads as zeros.
+ * A cluster that a lower delta has, too, is punched like others, but never
+ * unmapped: the lower delta's data would show.
  */
 
 #ifndef PLOOP_LIB_TRIMS_H
@@ -78,7 +79,7 @@ void trims_destroy (struct trims *trims);
 
 /* The bytes FROM up to TO of CLUSTER, whose map word is WORD, are trimmed; both
  * are rounded to sectors, inwards.  When nothing of the cluster is left it is
- * unmapped.  From inside the gate; after commit_begin.
+ * unmapped, if no lower delta has it.  From inside the gate; after commit_begin.
  */
 void trims_add (struct trims *trims, uint64_t cluster, uint64_t word,
                 uint32_t from, uint32_t to);

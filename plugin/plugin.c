@@ -43,6 +43,8 @@ NBDKIT_DLL_PUBLIC int ploop_debug_metadata;
 NBDKIT_DLL_PUBLIC int ploop_debug_stats;
 
 static char *file;
+static GPtrArray *bases;        /* of char *, and NULL at the end once complete */
+static char *overlay;
 static unsigned extents_flags;
 static struct ploop_open_options options;
 static ploop_image *image;
@@ -227,10 +229,40 @@ set_writeback_delay (const char *key, const char *value)
                        &options.writeback_delay);
 }
 
+static int
+add_base (const char *key, const char *value)
+{
+  char *path;
+
+  if (*value == '\0') {
+    nbdkit_error ("%s= is empty: give the path of a lower delta", key);
+    return -1;
+  }
+  path = nbdkit_realpath (value);
+  if (!path)
+    return -1;
+  if (!bases)
+    bases = g_ptr_array_new_with_free_func (free);
+  g_ptr_array_add (bases, path);
+  return 0;
+}
+
+static int
+set_overlay (const char *key, const char *value)
+{
+  if (overlay || *value == '\0') {
+    nbdkit_error ("%s=%s: give one path, once", key, value);
+    return -1;
+  }
+  overlay = nbdkit_absolute_path (value);
+  return overlay ? 0 : -1;
+}
+
 static const struct parameter {
   const char *key;
   int (*set) (const char *key, const char *value);
 } parameters[] = {
+  { "base", add_base },
   { "cache", set_cache },
   { "copy-delay", set_copy_delay },
   { "detect-zeroes", set_detect_zeroes },
@@ -238,6 +270,7 @@ static const struct parameter {
   { "enospc", set_enospc },
   { "extents", set_extents },
   { "fast-path", set_fast_path },
+  { "overlay", set_overlay },
   { "prealloc", set_prealloc },
   { "prealloc-mode", set_prealloc_mode },
   { "runners", set_runners },
@@ -264,6 +297,11 @@ ploop_config_complete (void)
     nbdkit_error ("no image given: nbdkit ploop file=IMAGE");
     return -1;
   }
+  if (bases) {
+    g_ptr_array_add (bases, NULL);
+    options.bases = (const char *const *) bases->pdata;
+  }
+  options.overlay = overlay;
   if (options.discard == PLOOP_DISCARD_KEEP
       && options.prealloc_mode == PLOOP_PREALLOC_TRUNCATE) {
     nbdkit_error ("discard=keep makes no holes in the file, but "
@@ -275,6 +313,8 @@ ploop_config_complete (void)
 
 #define ploop_config_help \
   "[file=]<IMAGE>         (required) The ploop image (.hds) to serve.\n" \
+  "base=<IMAGE>           A lower delta; once for each, the base last.\n" \
+  "overlay=<IMAGE>        Write to this delta only (created if missing).\n" \
   "cache=<MODE>           writeback (default), none (O_DIRECT), writethrough.\n" \
   "discard=<MODE>         unmap (default), keep (no holes in the file) or off.\n" \
   "detect-zeroes=<MODE>   off (default), on or unmap: writes of zeros.\n" \
@@ -385,8 +425,9 @@ ploop_unload (void)
 
   if (ploop_close (g_steal_pointer (&image), &error) == -1)
     nbdkit_error ("%s", error->message);
-  free (file);
-  file = NULL;
+  g_clear_pointer (&bases, g_ptr_array_unref);
+  g_clear_pointer (&overlay, free);
+  g_clear_pointer (&file, free);
 }
 
 /* ---- About the plugin -------------------------------------------------- */

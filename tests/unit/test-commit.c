@@ -175,7 +175,7 @@ set_up_image (struct bed *bed, const struct format_header *header,
   for (uint32_t i = 0; entries && i < header->nr_entries; i++)
     if (entries[i] != 0)
       map_fill (&bed->map, i, map_word (0, entries[i], 0));
-  ck_assert_int_eq (commit_init (&bed->commit, bed->delta, &bed->map,
+  ck_assert_int_eq (commit_init (&bed->commit, bed->delta, 0, &bed->map,
                                  &bed->changes, bed->stats, &silent, &hooks,
                                  delay, lost),
                     0);
@@ -244,9 +244,11 @@ publish (struct bed *bed, uint64_t cluster, uint32_t entry, uint64_t flags)
 static uint64_t
 publish_unstable (struct bed *bed, uint64_t cluster, uint32_t entry)
 {
-  const uint64_t word = publish (bed, cluster, entry, MAP_UNSTABLE);
+  const uint64_t word = map_word (0, entry, MAP_UNSTABLE);
+  uint64_t none = 0;
 
-  commit_note_unstable (&bed->commit, cluster);
+  map_occupy (&bed->map, cluster);
+  ck_assert (commit_publish_copy (&bed->commit, cluster, &none, word));
   return word;
 }
 
@@ -1449,8 +1451,9 @@ change_something (struct bed *bed, uint32_t first, GRand *rand)
   }
   if (g_rand_boolean (rand)) {
     ours = map_word (0, (uint32_t) cluster + 100, MAP_UNSTABLE);
-    map_publish (&bed->map, cluster, ours, &found);
-    commit_note_unstable (&bed->commit, cluster);
+    found = 0;
+    map_occupy (&bed->map, cluster);
+    commit_publish_copy (&bed->commit, cluster, &found, ours);
     return NULL;
   }
   ours = map_word (0, (uint32_t) cluster + 100, MAP_NEW);

@@ -140,7 +140,7 @@ set_up (struct bed *bed, struct settings settings)
   flusher_init (&bed->flusher, &bed->alloc, &bed->commit, &bed->trims,
                 bed->stats, &silent, &options);
   init_alloc (bed, settings.step);
-  ck_assert_int_eq (commit_init (&bed->commit, bed->delta, &bed->map,
+  ck_assert_int_eq (commit_init (&bed->commit, bed->delta, 0, &bed->map,
                                  &bed->changes, bed->stats, &silent, &hooks,
                                  settings.write_back_delay, NULL),
                     0);
@@ -202,17 +202,25 @@ entry_on_disk (struct bed *bed, uint32_t cluster)
   return scratch_read_le32 (bed->path, format_bat_offset (cluster));
 }
 
+/* A word for a host cluster that was taken, with FLAGS. */
+static uint64_t
+take_cluster (struct bed *bed, uint64_t flags)
+{
+  uint32_t entry;
+
+  ck_assert_int_eq (alloc_take (&bed->alloc, &entry), 0);
+  alloc_keep (&bed->alloc);
+  return map_word (0, entry, flags);
+}
+
 /* Give CLUSTER a host cluster, with FLAGS in its word. */
 static uint64_t
 map_cluster (struct bed *bed, uint64_t cluster, uint64_t flags)
 {
-  uint32_t entry;
-  uint64_t word, found;
+  const uint64_t word = take_cluster (bed, flags);
+  uint64_t found;
 
-  ck_assert_int_eq (alloc_take (&bed->alloc, &entry), 0);
-  word = map_word (0, entry, flags);
   ck_assert (map_publish (&bed->map, cluster, word, &found));
-  alloc_keep (&bed->alloc);
   return word;
 }
 
@@ -227,8 +235,11 @@ write_cluster (struct bed *bed, uint64_t cluster)
 static void
 copy_cluster (struct bed *bed, uint64_t cluster)
 {
-  map_cluster (bed, cluster, MAP_UNSTABLE);
-  commit_note_unstable (&bed->commit, cluster);
+  uint64_t none = 0;
+
+  map_occupy (&bed->map, cluster);
+  ck_assert (commit_publish_copy (&bed->commit, cluster, &none,
+                                  take_cluster (bed, MAP_UNSTABLE)));
 }
 
 static void

@@ -99,7 +99,7 @@ set_up (struct bed *bed, bool punches)
               map_word (0, format_cell_entry (&bed->delta->layout, i), 0));
   ck_assert_int_eq (alloc_init (&bed->alloc, bed->delta, &bed->changes,
                                 bed->stats, &silent, &options), 0);
-  ck_assert_int_eq (commit_init (&bed->commit, bed->delta, &bed->map,
+  ck_assert_int_eq (commit_init (&bed->commit, bed->delta, 0, &bed->map,
                                  &bed->changes, bed->stats, &silent, &hooks,
                                  0, NULL), 0);
   start_trims (bed, punches);

@@ -1,0 +1,100 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+
+/* Copying a cluster: see copy.h. */
+
+#include <config.h>
+
+#include "copy.h"
+
+/* Read and written at once. */
+#define PIECE_BYTES ((uint32_t) 256 << 10)
+
+static int
+read_and_write (struct delta *target, uint64_t target_offset,
+                const struct delta *source, uint64_t offset, uint64_t length)
+{
+  uint8_t *buf = g_aligned_alloc (1, PIECE_BYTES, 4096);
+  int r = 0;
+
+  while (length > 0 && r == 0) {
+    const size_t n = (size_t) MIN (length, PIECE_BYTES);
+
+    r = delta_pread (source, buf, n, offset);
+    if (r == 0)
+      r = delta_pwrite (target, buf, n, target_offset);
+    offset += n;
+    target_offset += n;
+    length -= n;
+  }
+  g_aligned_free (buf);
+  return r;
+}
+
+static int
+copy_data (struct delta *target, uint64_t target_offset,
+           struct delta *source, uint64_t offset, uint64_t length)
+{
+  if (!atomic_load_explicit (&source->no_copy_from, memory_order_relaxed)) {
+    const int r =
+      delta_copy_range (target, target_offset, source, offset, length);
+
+    if (r != -ENOTSUP)
+      return r;
+    atomic_store_explicit (&source->no_copy_from, true, memory_order_relaxed);
+  }
+  return read_and_write (target, target_offset, source, offset, length);
+}
+
+/* What is not data reads as zeros on both sides. */
+static int
+copy_part (struct delta *target, uint64_t target_offset,
+           struct delta *source, uint64_t offset, struct copy_part part)
+{
+  const uint64_t end = offset + part.to;
+  uint64_t start = offset + part.from, stop;
+  int r = 0;
+
+  while (r == 0 && delta_next_data (source, end, &start, &stop)) {
+    r = copy_data (target, target_offset + (start - offset), source,
+                   start, stop - start);
+    start = stop;
+  }
+  return r;
+}
+
+/* Sharing blocks takes a whole cluster as fast as a part of one, and leaves both
+ * files in one piece.
+ */
+static bool
+try_clone (struct delta *target, uint64_t target_offset,
+           struct delta *source, uint64_t offset, uint32_t length, int *result)
+{
+  /* Half a block at the end of a file cannot be shared. */
+  if (atomic_load_explicit (&source->no_clone_from, memory_order_relaxed)
+      || offset + length > source->file_size)
+    return false;
+  *result = delta_clone_range (target, target_offset, source, offset, length);
+  if (*result != -ENOTSUP)
+    return true;
+  atomic_store_explicit (&source->no_clone_from, true, memory_order_relaxed);
+  return false;
+}
+
+int
+copy_cluster (struct delta *target, uint64_t target_offset,
+              struct delta *source, uint64_t offset, uint32_t length,
+              struct copy_part left_out)
+{
+  const struct copy_part before = { 0, left_out.from };
+  const struct copy_part after = { left_out.to, length };
+  int r;
+
+  if (before.from == before.to && after.from == after.to)
+    return 0;
+  if (try_clone (target, target_offset, source, offset, length, &r))
+    return r;
+  r = copy_part (target, target_offset, source, offset, before);
+  if (r == 0)
+    r = copy_part (target, target_offset, source, offset, after);
+  return r;
+}

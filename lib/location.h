@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+
+/* Which files make up the disk that a user has named. */
+
+#ifndef PLOOP_LIB_LOCATION_H
+#define PLOOP_LIB_LOCATION_H
+
+#include <stdbool.h>
+
+#include <glib.h>
+
+#include "chain.h"
+#include "error.h"
+
+struct location {
+  GArray *deltas;               /* of struct chain_source, base first; the last
+                                   is the top */
+  bool read_only;               /* it must not be written */
+};
+
+/* Find the files of the disk PATH as ploop_open says.  Creates the overlay that
+ * OPTIONS name if there is none, and changes nothing else.
+ *
+ * Returns false and sets ERROR when there is no such disk.
+ */
+bool location_find (struct location *location, const char *path,
+                    const struct ploop_open_options *options,
+                    const struct log *log, GError **error);
+
+/* Of one of zeros, does nothing. */
+void location_clear (struct location *location);
+
+#endif /* PLOOP_LIB_LOCATION_H */
