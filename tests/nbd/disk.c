@@ -317,10 +317,9 @@ disk_settle (struct disk *disk, struct nbd_handle *nbd,
   free (buf);
 }
 
-void
-disk_compare_qemu (const struct disk *disk, const char *path)
+static void
+write_raw (const struct disk *disk, const char *raw)
 {
-  char *raw = format_string ("%s.raw", path);
   uint64_t offset, n;
   int fd = open (raw, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
 
@@ -333,7 +332,24 @@ disk_compare_qemu (const struct disk *disk, const char *path)
       fail ("%s: %m", raw);
   }
   close (fd);
-  run_ok ("qemu-img compare -f parallels -F raw %s %s", path, raw);
+}
+
+void
+disk_compare_qemu_image (const struct disk *disk, const char *image)
+{
+  char *raw = format_string ("%s/model.raw", test_dir ());
+
+  write_raw (disk, raw);
+  run_ok ("qemu-img compare -F raw %s %s", image, raw);
   unlink (raw);
   free (raw);
+}
+
+void
+disk_compare_qemu (const struct disk *disk, const char *path)
+{
+  char *image = format_string ("-f parallels %s", path);
+
+  disk_compare_qemu_image (disk, image);
+  free (image);
 }

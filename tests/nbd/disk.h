@@ -87,4 +87,7 @@ void disk_settle (struct disk *disk, struct nbd_handle *nbd,
  */
 void disk_compare_qemu (const struct disk *disk, const char *path);
 
+/* The same for IMAGE, words of a shell that tell qemu-img what to open. */
+void disk_compare_qemu_image (const struct disk *disk, const char *image);
+
 #endif /* PLOOP_TEST_DISK_H */
