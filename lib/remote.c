@@ -22,6 +22,10 @@
  * Whether the remote is lost is also kept for all reads together.  It is what
  * the user is told, and it lets reads that only wait for a connection give up
  * like the ones that hold it.
+ *
+ * A connection that cannot be made while there are others is no loss.  Servers
+ * take so many and no more, and some let the next one wait: the reads then
+ * share those that there are.
  */
 
 #include <config.h>
@@ -52,6 +56,12 @@
 
 /* What an attempt gets even if the time to try is over. */
 #define SHORTEST_ATTEMPT SECONDS (1)
+
+/* How long a connection may take that is only to be one more, and how long the
+ * next is not tried where one was not to be had.
+ */
+#define EXTRA_TIME SECONDS (5)
+#define GROW_INTERVAL SECONDS (60)
 
 /* A connection that comes and goes is worth a line that often. */
 #define WARNING_INTERVAL SECONDS (10)
@@ -109,8 +119,10 @@ struct remote {
   pthread_mutex_t lock;         /* for all below */
   pthread_cond_t changed;       /* signalled when a connection can be had */
   struct connection *idle;
-  unsigned nr_connections;      /* idle, in use, and being made */
+  unsigned nr_made;             /* idle or in use */
+  unsigned nr_making;           /* being made */
   unsigned max_connections;
+  gint64 grow_at;               /* not before this, if there is any */
   bool stopped;
   bool lost;                    /* the last attempt failed, and none since went
                                    well */
@@ -430,7 +442,12 @@ note_answer (struct remote *remote)
 static bool
 has_connection (const struct remote *remote)
 {
-  return remote->idle || remote->nr_connections < remote->max_connections;
+  if (remote->idle)
+    return true;
+  if (remote->nr_made + remote->nr_making >= remote->max_connections)
+    return false;
+  /* As long as there is one that will come back, no other is needed. */
+  return remote->nr_made == 0 || g_get_monotonic_time () >= remote->grow_at;
 }
 
 /* Wait, with the lock held, until there is a connection to take or one may be
@@ -474,8 +491,7 @@ give_back (struct remote *remote, struct connection *connection)
     note_answer (remote);
 }
 
-/* Somebody else may make a connection instead of this one, which is closed;
- * NULL: it was not made.
+/* Close a connection that was taken.
  *
  * Those that are idle go with it.  They went to the same server: if it is gone,
  * so are they, and if it is silent, each would cost a read its whole time.
@@ -486,12 +502,9 @@ drop (struct remote *remote, struct connection *connection)
   struct connection *list = connection;
 
   pthread_mutex_lock (&remote->lock);
-  remote->nr_connections--;
-  if (connection) {
-    connection->next = g_steal_pointer (&remote->idle);
-    for (struct connection *c = connection->next; c; c = c->next)
-      remote->nr_connections--;
-  }
+  connection->next = g_steal_pointer (&remote->idle);
+  for (struct connection *c = list; c; c = c->next)
+    remote->nr_made--;
   pthread_cond_broadcast (&remote->changed);
   pthread_mutex_unlock (&remote->lock);
   while (list) {
@@ -502,43 +515,86 @@ drop (struct remote *remote, struct connection *connection)
   }
 }
 
-/* When this attempt ends. */
-static gint64
-deadline_of (const struct attempt *attempt)
-{
-  const struct remote *remote = attempt->remote;
-  const gint64 now = g_get_monotonic_time ();
-  gint64 deadline = now + remote->reply_time;
-
-  if (attempt->failed_at != 0)
-    deadline = MIN (deadline, attempt->failed_at + remote->retry_time);
-  return MAX (deadline, now + SHORTEST_ATTEMPT);
-}
-
-/* Take an idle connection out of the pool, or make one. */
+/* Take an idle connection out of the pool, or the right to make one, which is
+ * *EXTRA when there are others.
+ */
 static int
-take (struct attempt *attempt, struct connection **taken)
+take_turn (struct attempt *attempt, struct connection **taken, bool *extra)
 {
   struct remote *remote = attempt->remote;
-  uint64_t size = remote->size;
   int r;
 
   pthread_mutex_lock (&remote->lock);
   r = wait_for_turn (remote, attempt);
   *taken = r == 0 ? remote->idle : NULL;
+  *extra = remote->nr_made > 0;
   if (*taken)
     remote->idle = (*taken)->next;
   else if (r == 0)
-    remote->nr_connections++;
+    remote->nr_making++;
   pthread_mutex_unlock (&remote->lock);
-  attempt->deadline = deadline_of (attempt);
-  if (r < 0 || *taken)
-    return r;
-
-  r = make_connection (attempt, &size, taken);
-  if (r < 0)
-    drop (remote, NULL);
   return r;
+}
+
+/* Give the right back, with a connection or without.  Returns true when there
+ * are some.
+ */
+static bool
+end_making (struct remote *remote, bool made)
+{
+  bool has_some;
+
+  pthread_mutex_lock (&remote->lock);
+  remote->nr_making--;
+  if (made)
+    remote->nr_made++;
+  else
+    remote->grow_at = g_get_monotonic_time () + GROW_INTERVAL;
+  has_some = remote->nr_made > 0;
+  pthread_cond_broadcast (&remote->changed);
+  pthread_mutex_unlock (&remote->lock);
+  return has_some;
+}
+
+/* When this attempt ends; what is EXTRA is not worth waiting for. */
+static gint64
+deadline_of (const struct attempt *attempt, bool extra)
+{
+  const struct remote *remote = attempt->remote;
+  const gint64 now = g_get_monotonic_time ();
+  gint64 deadline = now + remote->reply_time;
+
+  if (extra)
+    return MIN (deadline, now + EXTRA_TIME);
+  if (attempt->failed_at != 0)
+    deadline = MIN (deadline, attempt->failed_at + remote->retry_time);
+  return MAX (deadline, now + SHORTEST_ATTEMPT);
+}
+
+/* Get a connection, idle or new. */
+static int
+take (struct attempt *attempt, struct connection **taken)
+{
+  struct remote *remote = attempt->remote;
+  uint64_t size = remote->size;
+
+  for (;;) {
+    bool extra, has_some;
+    int r = take_turn (attempt, taken, &extra);
+
+    if (r == 0 && !*taken) {
+      attempt->deadline = deadline_of (attempt, extra);
+      r = make_connection (attempt, &size, taken);
+      has_some = end_making (remote, r == 0);
+      if (r == -ENOTCONN && extra && has_some) {
+        log_debug (remote->log, "%s: no other connection: %s", remote->uri,
+                   attempt->why);
+        continue;
+      }
+    }
+    attempt->deadline = deadline_of (attempt, false);
+    return r;
+  }
 }
 
 /* ---- Trying again ------------------------------------------------------ */
@@ -866,7 +922,7 @@ connect_first (struct remote *remote, const struct remote_options *options,
     error_set_system (error, errno, "%s: eventfd", remote->uri);
     return -1;
   }
-  attempt.deadline = deadline_of (&attempt);
+  attempt.deadline = deadline_of (&attempt, false);
   r = make_connection (&attempt, &remote->size, &remote->idle);
   if (r < 0) {
     g_set_error (error, PLOOP_ERROR,
@@ -877,7 +933,7 @@ connect_first (struct remote *remote, const struct remote_options *options,
     g_free (attempt.why);
     return -1;
   }
-  remote->nr_connections = 1;
+  remote->nr_made = 1;
   if (options->connections != 0)
     remote->max_connections = options->connections;
   else if (nbd_can_multi_conn (remote->idle->nbd) == 1)

@@ -40,10 +40,9 @@ struct remote;
 
 /* Zero stands for a default in each. */
 struct remote_options {
-  /* At most so many connections at once, and so many reads: 0 means
-   * REMOTE_CONNECTIONS, or one when the server does not say that it takes
-   * several (NBD_FLAG_CAN_MULTI_CONN).  Some let the second one wait until the
-   * first is closed: qemu-nbd without --shared.
+  /* At most so many connections at once, and so many reads; fewer when the
+   * server does not take more.  0: REMOTE_CONNECTIONS, or one when the server
+   * does not say that it takes several (NBD_FLAG_CAN_MULTI_CONN).
    */
   unsigned connections;
   unsigned reply_seconds;       /* what one answer may take; 0: 30 */

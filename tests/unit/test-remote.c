@@ -4,7 +4,7 @@
  * the server ends, comes back, hangs, fails or changes; and nothing waits for
  * ever.
  *
- * Most serve the pattern plugin's disk, where 8 bytes each are their own offset:
+ * Most serve the pattern plugin's disk, where each 8 bytes are their offset:
  * every read can be checked.  No test says how long something takes; where a
  * time has to pass, the options make it short.
  */
@@ -349,6 +349,68 @@ START_TEST (many_threads_read_at_once)
 }
 END_TEST
 
+/* One that turns away whoever is too many. */
+START_TEST (server_that_takes_few_connections_is_not_lost)
+{
+  static const char *const limits[] = { "limit=1", "limit=3" };
+  const struct remote_options options = { .connections = 8,
+                                          .log = &test_log };
+  struct reader readers[16];
+  struct server server;
+  struct remote *remote;
+
+  new_server (&server, ARGS ("--filter=limit", "--filter=delay", "pattern",
+                             "64M", "rdelay=2ms", limits[_i]));
+  remote = open_with (&server, &options);
+  start_readers (readers, G_N_ELEMENTS (readers), remote, 30);
+  join_readers (readers, G_N_ELEMENTS (readers), 0);
+  ck_assert_uint_eq (nr_lost + nr_changed + nr_back, 0);
+
+  /* And when it has been away, all the same. */
+  kill_server (&server);
+  start_server (&server, ARGS ("--filter=limit", "--filter=delay", "pattern",
+                               "64M", "rdelay=2ms", limits[_i]));
+  start_readers (readers, G_N_ELEMENTS (readers), remote, 30);
+  join_readers (readers, G_N_ELEMENTS (readers), 0);
+  remote_close (remote);
+  end_server (&server);
+}
+END_TEST
+
+/* And one that takes them, but does not talk to them before others are gone. */
+START_TEST (server_that_lets_connections_wait_is_not_lost)
+{
+  const struct remote_options options = { .connections = 8,
+                                          .log = &test_log };
+  g_autofree char *qemu_nbd = g_find_program_in_path ("qemu-nbd");
+  g_autofree char *path = scratch_path ("disk");
+  g_autofree unsigned char *content = g_malloc (MIB);
+  struct server server = { .socket = scratch_path ("socket") };
+  const char *argv[] = { "qemu-nbd", "-t", "-r", "-f", "raw", "-e", "2", "-k",
+                         server.socket, path, NULL };
+  struct reader readers[16];
+  struct remote *remote;
+
+  if (qemu_nbd) {
+    for (size_t i = 0; i < MIB; i++)
+      content[i] = pattern_at (i);
+    ck_assert (g_file_set_contents (path, (char *) content, (gssize) MIB,
+                                    NULL));
+    server.uri = g_strdup_printf ("nbd+unix:///?socket=%s", server.socket);
+    ck_assert_int_eq (posix_spawnp (&server.pid, argv[0], NULL, NULL,
+                                    (char **) argv, environ), 0);
+    ck_assert (comes_true ((remote = remote_open (server.uri, &options, NULL))
+                           != NULL));
+    start_readers (readers, G_N_ELEMENTS (readers), remote, 30);
+    join_readers (readers, G_N_ELEMENTS (readers), 0);
+    ck_assert_uint_eq (nr_lost + nr_changed + nr_back, 0);
+    remote_close (remote);
+    kill_server (&server);
+  }
+  free_server (&server);
+}
+END_TEST
+
 START_TEST (large_reads_are_split)
 {
   struct server server;
@@ -381,6 +443,9 @@ START_TEST (keys_may_come_from_a_file)
     g_strdup_printf ("nbds+unix://golden@/?socket=%s&tls-psk-file=%s",
                      server.socket, path);
   remote = open_with (&server, &patient);
+  ck_assert_int_eq (read_pattern (remote, MIB, 0), 0);
+  kill_server (&server);
+  start_server (&server, ARGS ("--tls=require", key_option, "pattern", "1M"));
   ck_assert_int_eq (read_pattern (remote, MIB, 0), 0);
   remote_close (remote);
   end_server (&server);
@@ -832,6 +897,9 @@ add_tests (TCase *tcase)
   tcase_add_loop_test (tcase, reads_of_any_alignment_bring_the_content, 0,
                        G_N_ELEMENTS (kinds));
   tcase_add_loop_test (tcase, many_threads_read_at_once, 0, 5);
+  tcase_add_loop_test (tcase, server_that_takes_few_connections_is_not_lost,
+                       0, 2);
+  tcase_add_test (tcase, server_that_lets_connections_wait_is_not_lost);
   tcase_add_test (tcase, large_reads_are_split);
   tcase_add_test (tcase, keys_may_come_from_a_file);
   tcase_add_test (tcase, reads_survive_a_server_that_is_killed);
