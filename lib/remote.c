@@ -179,7 +179,9 @@ notify (struct nbd_handle *nbd, unsigned direction, short revents)
   return 0;
 }
 
-/* Wait for the server, once.  Returns 0 when something may have changed. */
+/* Wait for the server, once.  Returns 0 when something may have changed.  The
+ * time of one that sends all the time ends too.
+ */
 static int
 advance (struct nbd_handle *nbd, struct attempt *attempt)
 {
@@ -190,6 +192,8 @@ advance (struct nbd_handle *nbd, struct attempt *attempt)
   };
   int r;
 
+  if (g_get_monotonic_time () >= attempt->deadline)
+    return lost (attempt, "the server does not answer in time");
   if (direction & LIBNBD_AIO_DIRECTION_READ)
     fds[0].events |= POLLIN;
   if (direction & LIBNBD_AIO_DIRECTION_WRITE)
@@ -199,9 +203,7 @@ advance (struct nbd_handle *nbd, struct attempt *attempt)
     return errno == EINTR ? 0 : lost (attempt, g_strerror (errno));
   if (fds[1].revents)
     return -ESHUTDOWN;
-  if (r == 0)
-    return lost (attempt, "the server does not answer");
-  if (notify (nbd, direction, fds[0].revents) == -1)
+  if (r > 0 && notify (nbd, direction, fds[0].revents) == -1)
     return lost (attempt, nbd_get_error ());
   return 0;
 }
@@ -505,6 +507,8 @@ drop (struct remote *remote, struct connection *connection)
   connection->next = g_steal_pointer (&remote->idle);
   for (struct connection *c = list; c; c = c->next)
     remote->nr_made--;
+  if (remote->nr_made == 0)
+    remote->grow_at = 0;        /* another server may take more */
   pthread_cond_broadcast (&remote->changed);
   pthread_mutex_unlock (&remote->lock);
   while (list) {
@@ -536,24 +540,24 @@ take_turn (struct attempt *attempt, struct connection **taken, bool *extra)
   return r;
 }
 
-/* Give the right back, with a connection or without.  Returns true when there
- * are some.
+/* Give the right back, with a connection or without.  Returns true when it was
+ * only to be one more: there are others still.
  */
 static bool
-end_making (struct remote *remote, bool made)
+end_making (struct remote *remote, bool made, bool extra)
 {
-  bool has_some;
+  bool has_others;
 
   pthread_mutex_lock (&remote->lock);
   remote->nr_making--;
+  has_others = extra && remote->nr_made > 0;
   if (made)
     remote->nr_made++;
-  else
+  else if (has_others)
     remote->grow_at = g_get_monotonic_time () + GROW_INTERVAL;
-  has_some = remote->nr_made > 0;
   pthread_cond_broadcast (&remote->changed);
   pthread_mutex_unlock (&remote->lock);
-  return has_some;
+  return has_others;
 }
 
 /* When this attempt ends; what is EXTRA is not worth waiting for. */
@@ -579,14 +583,14 @@ take (struct attempt *attempt, struct connection **taken)
   uint64_t size = remote->size;
 
   for (;;) {
-    bool extra, has_some;
+    bool extra;
     int r = take_turn (attempt, taken, &extra);
 
     if (r == 0 && !*taken) {
       attempt->deadline = deadline_of (attempt, extra);
       r = make_connection (attempt, &size, taken);
-      has_some = end_making (remote, r == 0);
-      if (r == -ENOTCONN && extra && has_some) {
+      extra = end_making (remote, r == 0, extra);
+      if (r == -ENOTCONN && extra) {
         log_debug (remote->log, "%s: no other connection: %s", remote->uri,
                    attempt->why);
         continue;
