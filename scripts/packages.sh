@@ -16,14 +16,14 @@ set -euo pipefail
 # perl: pod2man and podchecker.
 build_packages=(gcc libc6-dev make autoconf automake libtool pkgconf
                 nbdkit nbdkit-plugin-dev libglib2.0-dev libjson-glib-dev
-                liburcu-dev liburing-dev libev-dev
+                liburcu-dev liburing-dev libev-dev libnbd-dev
                 perl)
 # libnbd-bin: nbdcopy, nbdinfo and nbdfuse.  e2fsprogs: mke2fs and debugfs.
 run_packages=(nbdkit libnbd-bin e2fsprogs)
-# check: unit tests.  libnbd-dev: tests over NBD.  qemu-utils, ploop: the other
-# implementations.  spin: checks the model of the commit protocol.  zstd: unpacks
-# the corpus.  strace: counts system calls.  xz-utils: make distcheck.
-test_packages=(check libnbd-dev libnbd-bin qemu-utils ploop e2fsprogs zstd
+# check: unit tests.  qemu-utils, ploop: the other implementations.  spin: checks
+# the model of the commit protocol.  zstd: unpacks the corpus.  strace: counts
+# system calls.  xz-utils: make distcheck.
+test_packages=(check libnbd-bin qemu-utils ploop e2fsprogs zstd
                shellcheck spin strace xz-utils)
 valgrind_packages=(valgrind)
 # What make bench and make fuzz need beyond build and test.
