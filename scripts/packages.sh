@@ -16,7 +16,7 @@ set -euo pipefail
 # perl: pod2man and podchecker.
 build_packages=(gcc libc6-dev make autoconf automake libtool pkgconf
                 nbdkit nbdkit-plugin-dev libglib2.0-dev libjson-glib-dev
-                liburcu-dev liburing-dev libev-dev libnbd-dev
+                liburcu-dev liburing-dev libev-dev libnbd-dev libxml2-dev
                 perl)
 # libnbd-bin: nbdcopy, nbdinfo and nbdfuse.  e2fsprogs: mke2fs and debugfs.
 run_packages=(nbdkit libnbd-bin e2fsprogs)
