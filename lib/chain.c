@@ -62,7 +62,7 @@ is_same_directory (const struct delta *delta, const struct delta *other)
 static bool
 lock_beside (struct delta *delta, const struct delta *top, GError **error)
 {
-  return is_same_directory (delta, top)
+  return delta->remote || is_same_directory (delta, top)
          || lock_descriptor (delta->path, false, &delta->descriptor_lock_fd,
                              error);
 }
@@ -117,6 +117,7 @@ open_level (struct chain *chain, unsigned level,
     .path_fd = source->path_fd,
     .raw_cluster_size =
       source->may_be_raw ? chain_top (chain)->layout.cluster_size : 0,
+    .log = log,
   };
 
   chain->levels[level] =
@@ -148,6 +149,13 @@ chain_open (struct chain *chain, const GArray *sources, struct delta *top,
       return false;
     }
   return true;
+}
+
+void
+chain_stop (const struct chain *chain)
+{
+  for (unsigned i = 0; i < chain->nr_levels; i++)
+    delta_stop (chain->levels[i]);
 }
 
 void
@@ -206,7 +214,7 @@ load_raw (struct loading_level *level, const struct delta *delta)
   const uint32_t cluster_size = delta->layout.cluster_size;
   uint64_t start = 0, stop, next = 0;
 
-  while (delta_next_data (delta, delta->file_size, &start, &stop)) {
+  while (delta_next_data_at_open (delta, delta->file_size, &start, &stop)) {
     for (next = MAX (next, start / cluster_size); next * cluster_size < stop;
          next++)
       load_entry (level, (uint32_t) next, (uint32_t) next);

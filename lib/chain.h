@@ -71,6 +71,9 @@ GArray *chain_sources_new (void);
 bool chain_open (struct chain *chain, const GArray *sources,
                  struct delta *top, const struct log *log, GError **error);
 
+/* Let those who wait for what is remote wait no longer. */
+void chain_stop (const struct chain *chain);
+
 /* Closes all deltas.  Of one of zeros, does nothing. */
 void chain_close (struct chain *chain);
 

@@ -128,6 +128,19 @@ be_raw (struct delta *delta, uint32_t cluster_size)
 }
 
 static bool
+is_uri (const char *path)
+{
+  static const char *const schemes[] = {
+    "nbd://", "nbds://", "nbd+unix://", "nbds+unix://",
+  };
+
+  for (size_t i = 0; i < G_N_ELEMENTS (schemes); i++)
+    if (g_str_has_prefix (path, schemes[i]))
+      return true;
+  return false;
+}
+
+static bool
 check_raw_size (const struct delta *delta, uint32_t cluster_size,
                 GError **error)
 {
@@ -275,6 +288,28 @@ open_and_check (struct delta *delta, const struct delta_source *source,
   return delta->read_only || open_apart (delta, error);
 }
 
+static bool
+connect (struct delta *delta, const struct delta_source *source,
+         GError **error)
+{
+  const struct remote_options options = { .log = source->log };
+
+  delta->path = strdup (source->path);
+  delta->read_only = true;
+  if (source->raw_cluster_size == 0) {
+    g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_ARGUMENT,
+                 "%s: an NBD export can only be the base of a chain: give it as "
+                 "the last base=", source->path);
+    return false;
+  }
+  delta->remote = remote_open (source->path, &options, error);
+  if (!delta->remote)
+    return false;
+  delta->file_size = remote_size (delta->remote);
+  be_raw (delta, source->raw_cluster_size);
+  return check_raw_size (delta, source->raw_cluster_size, error);
+}
+
 struct delta *
 delta_open_source (const struct delta_source *source, enum delta_lock lock,
                    GError **error)
@@ -282,7 +317,8 @@ delta_open_source (const struct delta_source *source, enum delta_lock lock,
   struct delta *delta = g_new0 (struct delta, 1);
 
   delta->fd = delta->apart_fd = delta->descriptor_lock_fd = -1;
-  if (!open_and_check (delta, source, lock, error)) {
+  if (is_uri (source->path) ? !connect (delta, source, error)
+                            : !open_and_check (delta, source, lock, error)) {
     delta_close (delta);
     return NULL;
   }
@@ -302,6 +338,7 @@ delta_close (struct delta *delta)
 {
   if (!delta)
     return;
+  remote_close (delta->remote);
   direct_close (delta->direct);
   if (delta->apart_fd >= 0)
     close (delta->apart_fd);
@@ -353,8 +390,11 @@ find_direct_start (const struct delta *delta)
 bool
 delta_use_direct (struct delta *delta, const struct log *log)
 {
-  const int r = open_direct (delta);
+  int r;
 
+  if (delta->remote)
+    return false;
+  r = open_direct (delta);
   if (r < 0) {
     log_warning (log, "%s: does not allow direct I/O: %s: the page cache is "
                  "used instead", delta->path, g_strerror (-r));
@@ -475,8 +515,13 @@ int
 delta_pread (const struct delta *delta, void *buf, size_t length,
              uint64_t offset)
 {
-  const size_t cached = cached_length (delta, length, offset);
-  int r = read_all (delta->fd, buf, cached, offset);
+  size_t cached;
+  int r;
+
+  if (G_UNLIKELY (delta->remote))
+    return remote_pread (delta->remote, buf, length, offset);
+  cached = cached_length (delta, length, offset);
+  r = read_all (delta->fd, buf, cached, offset);
 
   if (r < 0 || cached == length)
     return r;
@@ -631,8 +676,9 @@ delta_clone_range (struct delta *target, uint64_t target_offset,
   };
   int r = 0;
 
-  if (target->no_holes)
-    return -ENOTSUP;            /* unwritten blocks would be cloned as such */
+  /* Unwritten blocks would be cloned as such. */
+  if (target->no_holes || source->remote)
+    return -ENOTSUP;
   if (target->direct)
     direct_begin_change (target->direct, length, target_offset);
   while (ioctl (target->fd, FICLONERANGE, &range) == -1)
@@ -656,7 +702,7 @@ delta_copy_range (struct delta *target, uint64_t target_offset,
   bool begun = false;
 
   /* It copies through the page cache. */
-  if (target->direct || source->direct)
+  if (target->direct || source->direct || source->remote)
     return -ENOTSUP;
   while (length > 0) {
     const ssize_t n = copy_file_range (source->fd, &from, target->fd, &to,
@@ -799,6 +845,21 @@ delta_next_data (const struct delta *delta, uint64_t end, uint64_t *start,
 }
 
 bool
+delta_next_data_at_open (const struct delta *delta, uint64_t end,
+                         uint64_t *start, uint64_t *stop)
+{
+  return delta->remote ? remote_next_data (delta->remote, end, start, stop)
+                       : delta_next_data (delta, end, start, stop);
+}
+
+void
+delta_stop (struct delta *delta)
+{
+  if (delta->remote)
+    remote_stop (delta->remote);
+}
+
+bool
 delta_is_hole (const struct delta *delta, uint64_t length, uint64_t offset)
 {
   uint64_t stop;
@@ -812,7 +873,7 @@ delta_prefetch (const struct delta *delta, uint64_t length, uint64_t offset)
   const size_t cached = cached_length (delta, (size_t) length, offset);
 
   /* A length of 0 would be the rest of the file. */
-  if (cached > 0)
+  if (cached > 0 && !delta->remote)
     posix_fadvise (delta->fd, (off_t) offset, (off_t) cached,
                    POSIX_FADV_WILLNEED);
 }

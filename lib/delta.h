@@ -8,6 +8,8 @@
  *
  * All requests may be called from any thread at once.
  *
+ * A delta may also be a raw disk on an NBD server, to be read only.
+ *
  * With delta_use_direct the guest's data goes past the page cache, but for what
  * lies near the BAT.  Each byte of the file is written in one of the two ways
  * only, so nobody reads what is stale.  What fallocate clears and ftruncate
@@ -29,10 +31,12 @@
 #include "direct.h"
 #include "error.h"
 #include "format.h"
+#include "remote.h"
 
 struct delta {
-  char *path;                   /* resolved */
-  int fd;
+  char *path;                   /* resolved; or a URI */
+  struct remote *remote;        /* not NULL: there is no file, only this */
+  int fd;                       /* -1: remote */
   int apart_fd;                 /* a second open file description, O_DSYNC;
                                    -1 for a reader */
   int descriptor_lock_fd;       /* -1: none */
@@ -66,12 +70,13 @@ enum delta_lock {
 
 /* Which file, and what it may be. */
 struct delta_source {
-  const char *path;
+  const char *path;             /* or the URI of an NBD export: a raw disk */
   int path_fd;                  /* the file, opened with O_PATH, when its name
                                    was checked; -1: go by the name */
   uint32_t raw_cluster_size;    /* bytes; if not 0, what has no ploop signature
                                    is a raw disk, a block device too, of which
                                    BAT entry I is cluster I */
+  const struct log *log;        /* for what is remote; outlives the delta */
 };
 
 /* Open and lock a file and check its header.  A writer whose file does not
@@ -194,6 +199,15 @@ int delta_size (const struct delta *delta, uint64_t *size);
  */
 bool delta_next_data (const struct delta *delta, uint64_t end,
                       uint64_t *start, uint64_t *stop);
+
+/* The same, for one thread only, of what an NBD server has, too; delta_next_data
+ * takes all of that for data.
+ */
+bool delta_next_data_at_open (const struct delta *delta, uint64_t end,
+                              uint64_t *start, uint64_t *stop);
+
+/* The server that a delta is on, if any, is not waited for any longer. */
+void delta_stop (struct delta *delta);
 
 /* Is it certain that LENGTH bytes at OFFSET are a hole, so zeros? */
 bool delta_is_hole (const struct delta *delta, uint64_t length,

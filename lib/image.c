@@ -39,31 +39,100 @@ struct ploop_image {
 
 /* ---- Opening ----------------------------------------------------------- */
 
+/* The lock of the descriptor is held by IMAGE, if that is not NULL. */
+static enum delta_lock
+reader_lock (const ploop_image *beside)
+{
+  return beside ? DELTA_LOCK_LOWER : DELTA_LOCK_READER;
+}
+
 /* Open for writing where that is asked for and can be done, else for reading.
  */
 static struct delta *
-open_top (const struct chain_source *source, bool read_only,
-          const struct log *log, GError **error)
+open_top (const struct location *location,
+          const struct ploop_open_options *options, const struct log *log,
+          GError **error)
 {
-  const struct delta_source top = { source->path, source->path_fd, 0 };
+  const struct chain_source *source =
+    &g_array_index (location->deltas, struct chain_source,
+                    location->deltas->len - 1);
+  const struct delta_source top = {
+    .path = source->path,
+    .path_fd = source->path_fd,
+    .raw_cluster_size = source->may_be_raw ? location->cluster_size : 0,
+    .log = log,
+  };
+  const enum delta_lock reader = reader_lock (options->beside);
   struct delta *delta =
-    delta_open_source (&top, read_only ? DELTA_LOCK_READER : DELTA_LOCK_WRITER,
+    delta_open_source (&top, location->read_only ? reader : DELTA_LOCK_WRITER,
                        error);
 
-  if (!delta || read_only)
+  if (!delta || location->read_only)
     return delta;
   if (delta->read_only) {
     log_warning (log, "%s: may not be written (permissions or file system): "
                  "opened read-only", delta->path);
     return delta;
   }
-  if (format_has_valid_extension (&delta->header)) {
-    log_warning (log, "%s: carries changed-block bitmaps, which a write would "
-                 "make untrue: opened read-only", delta->path);
-    delta_close (delta);
-    return delta_open_source (&top, DELTA_LOCK_READER, error);
+  if (!delta->is_raw && !format_has_valid_extension (&delta->header))
+    return delta;
+  log_warning (log, delta->is_raw
+               ? "%s: is a raw disk, which is only read here: use overlay= to "
+                 "write, or nbdkit's file plugin: opened read-only"
+               : "%s: carries changed-block bitmaps, which a write would make "
+                 "untrue: opened read-only", delta->path);
+  delta_close (delta);
+  return delta_open_source (&top, reader, error);
+}
+
+/* What the descriptor says must be true of the images. */
+static bool
+check_location (const struct location *location, const struct delta *top,
+                GError **error)
+{
+  if (!location->descriptor)
+    return true;
+  if (location->cluster_size != top->layout.cluster_size) {
+    g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_CORRUPT,
+                 "%s: <Blocksize> is %" G_GUINT32_FORMAT " sectors, but the "
+                 "clusters of %s have %" G_GUINT32_FORMAT ": they do not belong "
+                 "together; serve the image by itself if it is the right one",
+                 location->descriptor->path,
+                 location->cluster_size / FORMAT_SECTOR_SIZE, top->path,
+                 top->layout.cluster_size / FORMAT_SECTOR_SIZE);
+    return false;
   }
-  return delta;
+  return location_is_current (location, error);
+}
+
+static bool
+open_located (struct chain *chain, const struct location *location,
+              const struct ploop_open_options *options,
+              const struct log *log, GError **error)
+{
+  struct delta *top = open_top (location, options, log, error);
+
+  if (!top || !chain_open (chain, location->deltas, top, log, error))
+    return false;
+  if (check_location (location, top, error))
+    return true;
+  chain_close (chain);
+  return false;
+}
+
+static void
+describe_levels (const struct chain *chain, const struct log *log)
+{
+  for (unsigned i = 0; i < chain->nr_levels; i++) {
+    const struct delta *delta = chain->levels[i];
+
+    if (delta->is_raw)
+      log_debug (log, "level %u: %s: raw, %" G_GUINT64_FORMAT " bytes", i,
+                 delta->path, delta->layout.size);
+    else
+      log_debug (log, "level %u: %s: version %u, %" G_GUINT64_FORMAT " bytes",
+                 i, delta->path, delta->header.version, delta->layout.size);
+  }
 }
 
 static bool
@@ -72,16 +141,14 @@ open_chain (struct chain *chain, const char *path,
             GError **error)
 {
   struct location location;
-  struct delta *top;
   bool ok;
 
   if (!location_find (&location, path, options, log, error))
     return false;
-  top = open_top (&g_array_index (location.deltas, struct chain_source,
-                                  location.deltas->len - 1),
-                  location.read_only, log, error);
-  ok = top && chain_open (chain, location.deltas, top, log, error);
+  ok = open_located (chain, &location, options, log, error);
   location_clear (&location);
+  if (ok)
+    describe_levels (chain, log);
   return ok;
 }
 
@@ -321,7 +388,8 @@ with_defaults (const struct ploop_open_options *options)
 
   /* Only good until ploop_open returns. */
   all.bases = NULL;
-  all.overlay = NULL;
+  all.overlay = all.snapshot = NULL;
+  all.beside = NULL;
   if (all.runners == 0)
     all.runners = default_runners ();
   if (all.prealloc == 0)
@@ -462,6 +530,7 @@ stop_requests (struct ploop_image *image)
 
   gate_close (&disk->gate);
   flusher_give_up (&disk->flusher);
+  chain_stop (&disk->chain);
   submit_drain (&image->submit);
   runners_stop (&disk->runners);
   flusher_stop (&disk->flusher);

@@ -5,7 +5,10 @@
 #include <config.h>
 
 #include <errno.h>
+#include <fcntl.h>
+#include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "location.h"
 
@@ -20,6 +23,130 @@ void
 location_clear (struct location *location)
 {
   g_clear_pointer (&location->deltas, g_array_unref);
+  g_clear_pointer (&location->descriptor, descriptor_free);
+}
+
+/* ---- By a descriptor --------------------------------------------------- */
+
+#define DESCRIPTOR_NAME "DiskDescriptor.xml"
+
+/* Does the file begin as XML does? */
+static bool
+looks_like_xml (const char *path)
+{
+  static const char byte_order_mark[] = "\xef\xbb\xbf";
+  const int fd = open (path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+  char start[256];
+  const char *p = start;
+  ssize_t n;
+
+  if (fd == -1)
+    return false;
+  n = pread (fd, start, sizeof start - 1, 0);
+  close (fd);
+  if (n <= 0)
+    return false;
+  start[n] = '\0';
+  if (g_str_has_prefix (p, byte_order_mark))
+    p += strlen (byte_order_mark);
+  return p[strspn (p, " \t\r\n")] == '<';
+}
+
+/* The descriptor that PATH is or holds (g_free), or NULL. */
+static char *
+descriptor_path (const char *path)
+{
+  struct stat st;
+
+  if (stat (path, &st) == -1)
+    return NULL;
+  if (S_ISDIR (st.st_mode))
+    return g_build_filename (path, DESCRIPTOR_NAME, NULL);
+  return S_ISREG (st.st_mode) && looks_like_xml (path) ? g_strdup (path) : NULL;
+}
+
+/* Over a raw base, ploop calls every image Plain. */
+static bool
+add_image (struct location *location, const struct descriptor_image *image,
+           bool is_base, bool allow_outside, GError **error)
+{
+  char *path = NULL;
+  const int fd = descriptor_open_file (location->descriptor, image,
+                                       allow_outside, &path, error);
+
+  if (fd == -1)
+    return false;
+  chain_sources_add (location->deltas, path, fd, is_base && image->is_plain);
+  g_free (path);
+  return true;
+}
+
+static bool
+add_images (struct location *location,
+            const struct ploop_open_options *options, GError **error)
+{
+  g_autoptr (GPtrArray) images =
+    descriptor_chain (location->descriptor, 0, options->snapshot, error);
+
+  if (!images)
+    return false;
+  for (guint i = 0; i < images->len; i++)
+    if (!add_image (location, g_ptr_array_index (images, i), i == 0,
+                    options->allow_outside, error))
+      return false;
+  return true;
+}
+
+static bool
+find_described (struct location *location, const char *path,
+                const struct ploop_open_options *options, GError **error)
+{
+  const struct descriptor *descriptor;
+  const struct descriptor_storage *storage;
+
+  if (options->bases) {
+    g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_ARGUMENT,
+                 "%s: says itself which deltas there are: leave out base=, or "
+                 "give the top delta's file", path);
+    return false;
+  }
+  descriptor = location->descriptor = descriptor_load (path, error);
+  if (!descriptor)
+    return false;
+  if (descriptor->storages->len > 1) {
+    g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_FORMAT,
+                 "%s: <StorageData> has %u <Storage>: a split disk cannot be "
+                 "served as one yet; give its images one by one", path,
+                 descriptor->storages->len);
+    return false;
+  }
+  storage = g_ptr_array_index (descriptor->storages, 0);
+  location->cluster_size = storage->cluster_sectors * FORMAT_SECTOR_SIZE;
+  if (options->snapshot
+      && !descriptor_is_top (descriptor, options->snapshot))
+    location->read_only = true;
+  return add_images (location, options, error);
+}
+
+bool
+location_is_current (const struct location *location, GError **error)
+{
+  const struct descriptor *descriptor = location->descriptor;
+  struct stat now;
+
+  if (!descriptor)
+    return true;
+  if (stat (descriptor->path, &now) == 0
+      && now.st_dev == descriptor->read.st_dev
+      && now.st_ino == descriptor->read.st_ino
+      && now.st_size == descriptor->read.st_size
+      && now.st_mtim.tv_sec == descriptor->read.st_mtim.tv_sec
+      && now.st_mtim.tv_nsec == descriptor->read.st_mtim.tv_nsec)
+    return true;
+  g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_IN_USE,
+               "%s: was changed while the disk was opened: try again",
+               descriptor->path);
+  return false;
 }
 
 /* ---- A file and those below it ----------------------------------------- */
@@ -33,6 +160,13 @@ find_files (struct location *location, const char *path,
   const char *const *bases = options->bases ? options->bases : &none;
   guint nr = g_strv_length ((gchar **) bases);
 
+  if (options->snapshot) {
+    g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_ARGUMENT,
+                 "%s: snapshot is %s, but only a DiskDescriptor.xml, or a "
+                 "directory that holds one, has snapshots", path,
+                 options->snapshot);
+    return false;
+  }
   if (nr == 0) {
     chain_sources_add (location->deltas, path, -1, options->overlay != NULL);
     return true;
@@ -60,7 +194,11 @@ create_overlay (const struct location *location, const char *path,
   const struct delta_source source = {
     .path = over->path,
     .path_fd = over->path_fd,
-    .raw_cluster_size = over->may_be_raw ? FORMAT_DEFAULT_CLUSTER : 0,
+    .raw_cluster_size =
+      !over->may_be_raw ? 0
+      : location->cluster_size ? location->cluster_size
+      : FORMAT_DEFAULT_CLUSTER,
+    .log = log,
   };
   struct delta *delta = delta_open_source (&source, DELTA_LOCK_NONE, error);
   struct ploop_create_options options = { 0 };
@@ -102,10 +240,21 @@ add_overlay (struct location *location,
       return false;
   }
   chain_sources_add (location->deltas, options->overlay, -1, false);
+  location->read_only = options->read_only;
   return true;
 }
 
 /* ---- All of it --------------------------------------------------------- */
+
+static bool
+find_disk (struct location *location, const char *path,
+           const struct ploop_open_options *options, GError **error)
+{
+  g_autofree char *xml = descriptor_path (path);
+
+  return xml ? find_described (location, xml, options, error)
+             : find_files (location, path, options, error);
+}
 
 bool
 location_find (struct location *location, const char *path,
@@ -116,7 +265,7 @@ location_find (struct location *location, const char *path,
     .deltas = chain_sources_new (),
     .read_only = options->read_only,
   };
-  if (find_files (location, path, options, error)
+  if (find_disk (location, path, options, error)
       && (!options->overlay || add_overlay (location, options, log, error)))
     return true;
   location_clear (location);

@@ -10,12 +10,15 @@
 #include <glib.h>
 
 #include "chain.h"
+#include "descriptor.h"
 #include "error.h"
 
 struct location {
   GArray *deltas;               /* of struct chain_source, base first; the last
                                    is the top */
   bool read_only;               /* it must not be written */
+  struct descriptor *descriptor;        /* that says so; NULL: none */
+  uint32_t cluster_size;        /* bytes; by the descriptor, else 0 */
 };
 
 /* Find the files of the disk PATH as ploop_open says.  Creates the overlay that
@@ -26,6 +29,11 @@ struct location {
 bool location_find (struct location *location, const char *path,
                     const struct ploop_open_options *options,
                     const struct log *log, GError **error);
+
+/* With all deltas open and locked: is the descriptor still what was read?  Returns
+ * false and sets ERROR when somebody has replaced it meanwhile.
+ */
+bool location_is_current (const struct location *location, GError **error);
 
 /* Of one of zeros, does nothing. */
 void location_clear (struct location *location);

@@ -105,7 +105,9 @@ enum ploop_detect_zeroes {
 #define PLOOP_MAX_PREALLOC (UINT64_C (1) << 40)
 #define PLOOP_MAX_DELAY 3600000u
 
-/* Zero in any field means the default that is named. */
+/* Zero in any field means the default that is named.  Strings need not outlive
+ * ploop_open.
+ */
 struct ploop_open_options {
   bool read_only;               /* never change the file */
   bool defer_start;             /* start no threads: see ploop_start */
@@ -125,6 +127,14 @@ struct ploop_open_options {
   unsigned writeback_delay;     /* ms that entries of new clusters may wait in
                                    memory for others, at most PLOOP_MAX_DELAY;
                                    0: not at all */
+  const char *snapshot;         /* GUID of the snapshot to read; NULL: the disk as
+                                   it is now */
+  bool allow_outside;           /* the descriptor may name files that lie outside
+                                   its directory */
+  /* Of the same disk, open in this process: its locks on the descriptor are good
+   * for this one, too, which must be closed before it.  NULL: none.
+   */
+  const ploop_image *beside;
   /* Lower deltas, from the one below PATH down to the base, which may be a raw
    * disk; ends with NULL.  NULL: none.
    */
@@ -141,7 +151,16 @@ struct ploop_open_options {
   void *give_up_opaque;
 };
 
-/* Open the image file PATH and check its header and its whole BAT.
+/* Open the disk PATH and check its headers and all of its BATs.
+ *
+ * PATH is an image file; or a DiskDescriptor.xml, or a directory that holds one:
+ * all deltas that belong to the disk (or to the snapshot that options->snapshot
+ * names, to be read only).  An image file may have lower deltas, options->bases;
+ * with options->overlay, PATH and they are only read, and may be a raw disk, and
+ * the overlay, as large as they and with clusters of the same size, takes what is
+ * written.  The last of the bases, or PATH below an overlay, may be the URI of an
+ * NBD export.  A disk that is one raw file is opened for reading, unless there is
+ * an overlay.
  *
  * OPTIONS may be NULL: open for reading and writing, no messages.  When
  * read_only is not set but the file or its file system does not allow writing,

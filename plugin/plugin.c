@@ -45,6 +45,7 @@ NBDKIT_DLL_PUBLIC int ploop_debug_stats;
 static char *file;
 static GPtrArray *bases;        /* of char *, and NULL at the end once complete */
 static char *overlay;
+static char *snapshot;
 static unsigned extents_flags;
 static struct ploop_open_options options;
 static ploop_image *image;
@@ -171,17 +172,27 @@ set_extents (const char *key, const char *value)
 }
 
 static int
-set_fast_path (const char *key, const char *value)
+parse_bool (const char *key, const char *value, bool *on)
 {
-  const int on = nbdkit_parse_bool (value);
+  const int r = nbdkit_parse_bool (value);
 
   /* nbdkit has said what is wrong, but not with what. */
-  if (on < 0) {
+  if (r < 0) {
     nbdkit_error ("%s=%s: must be on or off", key, value);
     return -1;
   }
-  options.no_fast_path = on == 0;
+  *on = r != 0;
   return 0;
+}
+
+static int
+set_fast_path (const char *key, const char *value)
+{
+  bool on = true;
+  const int r = parse_bool (key, value, &on);
+
+  options.no_fast_path = !on;
+  return r;
 }
 
 static int
@@ -238,7 +249,8 @@ add_base (const char *key, const char *value)
     nbdkit_error ("%s= is empty: give the path of a lower delta", key);
     return -1;
   }
-  path = nbdkit_realpath (value);
+  /* An NBD URI has no path here. */
+  path = strstr (value, "://") ? strdup (value) : nbdkit_realpath (value);
   if (!path)
     return -1;
   if (!bases)
@@ -258,10 +270,28 @@ set_overlay (const char *key, const char *value)
   return overlay ? 0 : -1;
 }
 
+static int
+set_snapshot (const char *key, const char *value)
+{
+  if (snapshot || *value == '\0') {
+    nbdkit_error ("%s=%s: give the GUID of one snapshot", key, value);
+    return -1;
+  }
+  snapshot = strdup (value);
+  return snapshot ? 0 : -1;
+}
+
+static int
+set_allow_outside (const char *key, const char *value)
+{
+  return parse_bool (key, value, &options.allow_outside);
+}
+
 static const struct parameter {
   const char *key;
   int (*set) (const char *key, const char *value);
 } parameters[] = {
+  { "allow-outside", set_allow_outside },
   { "base", add_base },
   { "cache", set_cache },
   { "copy-delay", set_copy_delay },
@@ -274,6 +304,7 @@ static const struct parameter {
   { "prealloc", set_prealloc },
   { "prealloc-mode", set_prealloc_mode },
   { "runners", set_runners },
+  { "snapshot", set_snapshot },
   { "writeback-delay", set_writeback_delay },
 };
 
@@ -302,6 +333,7 @@ ploop_config_complete (void)
     options.bases = (const char *const *) bases->pdata;
   }
   options.overlay = overlay;
+  options.snapshot = snapshot;
   if (options.discard == PLOOP_DISCARD_KEEP
       && options.prealloc_mode == PLOOP_PREALLOC_TRUNCATE) {
     nbdkit_error ("discard=keep makes no holes in the file, but "
@@ -312,9 +344,12 @@ ploop_config_complete (void)
 }
 
 #define ploop_config_help \
-  "[file=]<IMAGE>         (required) The ploop image (.hds) to serve.\n" \
+  "[file=]<DISK>          (required) A ploop image (.hds), a DiskDescriptor.xml\n" \
+  "                       or the directory that holds one.\n" \
+  "snapshot=<GUID>        Serve this snapshot of it, to be read.\n" \
   "base=<IMAGE>           A lower delta; once for each, the base last.\n" \
   "overlay=<IMAGE>        Write to this delta only (created if missing).\n" \
+  "allow-outside=<BOOL>   The descriptor may name files elsewhere (default off).\n" \
   "cache=<MODE>           writeback (default), none (O_DIRECT), writethrough.\n" \
   "discard=<MODE>         unmap (default), keep (no holes in the file) or off.\n" \
   "detect-zeroes=<MODE>   off (default), on or unmap: writes of zeros.\n" \
@@ -427,6 +462,7 @@ ploop_unload (void)
     nbdkit_error ("%s", error->message);
   g_clear_pointer (&bases, g_ptr_array_unref);
   g_clear_pointer (&overlay, free);
+  g_clear_pointer (&snapshot, free);
   g_clear_pointer (&file, free);
 }
 
