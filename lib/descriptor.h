@@ -39,7 +39,7 @@
 /* Limits: bytes of the file, elements of a kind, deltas one over the other
  * (the kernel's).
  */
-#define DESCRIPTOR_MAX_SIZE (4u << 20)
+#define DESCRIPTOR_MAX_SIZE (2u << 20)
 #define DESCRIPTOR_MAX_IMAGES 4096u
 #define DESCRIPTOR_MAX_SHOTS 4096u
 #define DESCRIPTOR_MAX_LEVELS 254u
@@ -99,12 +99,12 @@ struct descriptor {
  *
  * Where it says less than it should, libploop's rules apply.  Without a Shot,
  * and with one image in each storage, that is the only delta.  Without a
- * TopGUID, the top is DESCRIPTOR_TOP_GUID where a shot has it, else the one shot
- * that is nobody's parent.
+ * TopGUID, the top is DESCRIPTOR_TOP_GUID where a shot has it, else the one
+ * shot that is nobody's parent.
  *
- * NULL with ERROR set: PLOOP_ERROR_SYSTEM; PLOOP_ERROR_FORMAT for a file that is
- * no descriptor; PLOOP_ERROR_CORRUPT for one that contradicts the format.  That
- * the deltas make chains, descriptor_chain finds out.
+ * NULL with ERROR set: PLOOP_ERROR_SYSTEM; PLOOP_ERROR_FORMAT for a file that
+ * is no descriptor; PLOOP_ERROR_CORRUPT for one that contradicts the format.
+ * That the deltas make chains, descriptor_chain finds out.
  */
 struct descriptor *descriptor_load (const char *path, GError **error);
 
@@ -149,8 +149,8 @@ GPtrArray *descriptor_chain (const struct descriptor *descriptor,
  *
  * Returns a file descriptor, to be opened for use as /proc/self/fd/N, so that
  * it is this very file that is used; *PATH becomes where it lies, for messages
- * (g_free).  -1 with ERROR set: PLOOP_ERROR_SYSTEM; PLOOP_ERROR_ARGUMENT when it
- * lies outside; PLOOP_ERROR_FORMAT when it is not a regular file.
+ * (g_free).  -1 with ERROR set: PLOOP_ERROR_SYSTEM; PLOOP_ERROR_ARGUMENT when
+ * it lies outside; PLOOP_ERROR_FORMAT when it is not a regular file.
  */
 int descriptor_open_file (const struct descriptor *descriptor,
                           const struct descriptor_image *image,
@@ -170,12 +170,12 @@ bool descriptor_set_top (struct descriptor *descriptor, const char *guid,
                          GError **error);
 
 /* Replace the file by what is in memory, at once and for good: it is written
- * beside, synced, renamed over, and the directory is synced.  Mode and owner stay
- * (the owner as far as the process may).  For the caller to hold the locks; a
- * file that is not the one that was read is not replaced.
+ * beside, synced, renamed over, and the directory is synced.  Mode and owner
+ * stay (the owner as far as the process may).  For the caller to hold the
+ * locks; a file that is not the one that was read is not replaced.
  *
- * False with ERROR set (PLOOP_ERROR_SYSTEM, PLOOP_ERROR_IN_USE) when the file is
- * what it was; or, and the error says so, when the directory could not be
+ * False with ERROR set (PLOOP_ERROR_SYSTEM, PLOOP_ERROR_IN_USE) when the file
+ * is what it was; or, and the error says so, when the directory could not be
  * synced.
  */
 bool descriptor_store (struct descriptor *descriptor, GError **error);

@@ -13,7 +13,15 @@
 #ifndef PLOOP_LIB_RCU_H
 #define PLOOP_LIB_RCU_H
 
-#if !defined __SANITIZE_THREAD__ && !defined __SANITIZE_ADDRESS__
+#ifdef __has_feature
+#if __has_feature (address_sanitizer) || __has_feature (thread_sanitizer)
+#define BY_CALLS                /* clang */
+#endif
+#endif
+#if defined __SANITIZE_THREAD__ || defined __SANITIZE_ADDRESS__
+#define BY_CALLS                /* gcc */
+#endif
+#ifndef BY_CALLS
 #define _LGPL_SOURCE            /* inline, as the LGPL allows */
 #endif
 #include <urcu-bp.h>

@@ -12,15 +12,15 @@
 #include <glib.h>
 
 /* Put a file with TEXT in the place of NAME in the directory open at
- * DIRECTORY_FD (O_PATH will do), with mode and owner of OLD, the owner as far as
- * the process may give files away.  *NEW becomes what fstat says of it.
+ * DIRECTORY_FD (O_PATH will do), with mode and owner of OLD, the owner as far
+ * as the process may give files away.  *NEW becomes what fstat says of it.
  *
  * Returns 0; or a negative errno, and then the old file is there and no other.
  */
 int replace_file (int directory_fd, const char *name, GBytes *text,
                   const struct stat *old, struct stat *new);
 
-/* After this, the new name is there for good.  Returns 0 or a negative errno. */
+/* Then it is there for good.  Returns 0 or a negative errno. */
 int replace_sync (int directory_fd);
 
 #endif /* PLOOP_LIB_REPLACE_H */

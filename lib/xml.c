@@ -5,8 +5,8 @@
  * What libxml2 would do with hostile bytes beyond parsing them is turned away
  * before it can: other character sets (they go through iconv's converters), a
  * DTD (parsing stops where it begins), and what takes older versions time that
- * grows with the square of the size, thousands of attributes or namespaces.  Its
- * own limits, of depth and of the length of names and texts, stay on.
+ * grows with the square of the size, thousands of attributes or namespaces.
+ * Its own limits, of depth and of the length of names and texts, stay on.
  */
 
 #include <config.h>
@@ -22,11 +22,18 @@
 /* Each attribute is compared with the others of its element, and each element
  * looks through the namespaces.  Nobody has more than a few.
  */
-#define MAX_ATTRIBUTES 1000
+#define MAX_ATTRIBUTES 100
 #define MAX_NAMESPACES 64
 
 /* How much of a value an error shows, bytes. */
 #define MAX_SHOWN 100
+
+/* The first LENGTH bytes of TEXT (g_free). */
+static char *
+shorten (const char *text, size_t length)
+{
+  return g_utf8_make_valid (text, (gssize) strnlen (text, length));
+}
 
 /* ---- Parsing ----------------------------------------------------------- */
 
@@ -52,7 +59,8 @@ on_error (void *opaque, xml_error what)
   if (parse->wrong || what->level < XML_ERR_ERROR)
     return;
   parse->line = what->line;
-  parse->wrong = g_strstrip (g_strdup (what->message ? what->message : ""));
+  parse->wrong =
+    g_strstrip (shorten (what->message ? what->message : "", 4 * MAX_SHOWN));
 }
 
 static void
@@ -108,22 +116,28 @@ foreign_encoding (const char *text, size_t length)
 }
 
 /* Does the text have so many attributes in one element, or namespaces, that
- * parsing would take long?  Counted roughly: by "=" between two "<".
+ * parsing would take long?  Counted roughly: by quotes after "=" between two
+ * "<".
  */
 static bool
 is_costly (const char *text, size_t length)
 {
   unsigned attributes = 0, namespaces = 0;
+  char before = 0;              /* the last that is no white space */
 
   for (size_t i = 0; i < length; i++) {
-    if (text[i] == '<')
+    const char c = text[i];
+
+    if (c == '<')
       attributes = 0;
-    else if (text[i] == '=' && ++attributes > MAX_ATTRIBUTES)
+    else if ((c == '"' || c == '\'') && before == '='
+             && ++attributes > MAX_ATTRIBUTES)
       return true;
-    else if (text[i] == 'x' && length - i >= 5
-             && memcmp (text + i, "xmlns", 5) == 0
+    else if (c == 'x' && length - i >= 5 && memcmp (text + i, "xmlns", 5) == 0
              && ++namespaces > MAX_NAMESPACES)
       return true;
+    if (!g_ascii_isspace (c))
+      before = c;
   }
   return false;
 }
@@ -228,7 +242,7 @@ xml_quote (const char *value)
       exceptions[i] = (char) (128 + i);
     g_once_init_leave (&made, 1);
   }
-  start = g_utf8_make_valid (value, (gssize) strnlen (value, MAX_SHOWN));
+  start = shorten (value, MAX_SHOWN);
   escaped = g_strescape (start, exceptions);
   return g_strdup_printf ("'%s%s'", escaped,
                           strlen (value) > MAX_SHOWN ? "..." : "");
@@ -245,7 +259,7 @@ xml_set_error (GError **error, const char *path, const xmlNode *node,
   text = g_strdup_vprintf (format, args);
   va_end (args);
 
-  name = g_strndup ((const char *) node->name, MAX_SHOWN);
+  name = shorten ((const char *) node->name, MAX_SHOWN);
   g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_CORRUPT,
                "%s: line %ld: <%s> %s", path, xmlGetLineNo (node), name, text);
 }
@@ -306,12 +320,14 @@ char *
 xml_text (const char *path, xmlNode *node, GError **error)
 {
   const xmlNode *inner = xmlFirstElementChild (node);
+  g_autofree char *name = NULL;
   xmlChar *content;
   char *text;
 
   if (inner) {
-    xml_set_error (error, path, node, "contains <%.*s>, must be only text",
-                   MAX_SHOWN, (const char *) inner->name);
+    name = shorten ((const char *) inner->name, MAX_SHOWN);
+    xml_set_error (error, path, node, "contains <%s>, must be only text",
+                   name);
     return NULL;
   }
   content = xmlNodeGetContent (node);

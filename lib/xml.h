@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 
-/* XML from strangers, by libxml2: any bytes in, and a document, or an error that
- * names file, line, element and value; in memory and time that grow with their
- * number.  No network, no DTD, so no entities but the five of XML itself.
+/* XML from strangers, by libxml2: any bytes in, and a document out, or an error
+ * that names file, line, element and value; in memory and time that grow with
+ * their number.  No network, no DTD, so no entities but the five of XML itself.
  *
  * Elements are found by their local name, whatever their namespace.  All that
  * is not looked for stays in the document, and is printed with it.
@@ -41,7 +41,7 @@ void xml_set_error (GError **error, const char *path, const xmlNode *node,
  */
 char *xml_quote (const char *value);
 
-/* The first element NAME inside PARENT, and the next one after NODE; or NULL. */
+/* The first element NAME in PARENT, and the next one after NODE, or NULL. */
 xmlNode *xml_first (xmlNode *parent, const char *name);
 xmlNode *xml_next (xmlNode *node, const char *name);
 
