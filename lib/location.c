@@ -52,9 +52,8 @@ looks_like_xml (const char *path)
   return p[strspn (p, " \t\r\n")] == '<';
 }
 
-/* The descriptor that PATH is or holds (g_free), or NULL. */
-static char *
-descriptor_path (const char *path)
+char *
+location_descriptor (const char *path)
 {
   struct stat st;
 
@@ -250,7 +249,7 @@ static bool
 find_disk (struct location *location, const char *path,
            const struct ploop_open_options *options, GError **error)
 {
-  g_autofree char *xml = descriptor_path (path);
+  g_autofree char *xml = location_descriptor (path);
 
   return xml ? find_described (location, xml, options, error)
              : find_files (location, path, options, error);

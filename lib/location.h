@@ -30,6 +30,11 @@ bool location_find (struct location *location, const char *path,
                     const struct ploop_open_options *options,
                     const struct log *log, GError **error);
 
+/* The descriptor that PATH is or, being a directory, holds (g_free); NULL when it is
+ * something else.
+ */
+char *location_descriptor (const char *path);
+
 /* With all deltas open and locked: is the descriptor still what was read?  Returns
  * false and sets ERROR when somebody has replaced it meanwhile.
  */

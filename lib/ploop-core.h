@@ -548,6 +548,28 @@ struct ploop_info {
 int ploop_get_info (const char *path, struct ploop_info *info,
                     GError **error);
 
+/* A delta of a disk that is written to no more. */
+struct ploop_snapshot {
+  char *guid;                   /* in braces, lower case */
+  char *parent;                 /* its parent's; NULL: none */
+  char *path;                   /* of its file; NULL: it cannot be opened */
+  uint64_t size;                /* of the disk then, bytes; 0: unknown */
+  int64_t last_change;          /* of the file, seconds since 1970; 0: unknown */
+  bool is_temporary;            /* made by a backup program, for a while */
+};
+
+void ploop_snapshot_free (struct ploop_snapshot *snapshot);
+
+/* The snapshots of the disk PATH, as its descriptor lists them: all shots but the
+ * one that is written to.  Without a descriptor there are none.
+ *
+ * Locks nothing and changes nothing; does not wait for anybody.  ALLOW_OUTSIDE as
+ * in ploop_open.  Returns an array of struct ploop_snapshot, for
+ * g_ptr_array_unref; or NULL with ERROR set when the descriptor cannot be read.
+ */
+GPtrArray *ploop_list_snapshots (const char *path, bool allow_outside,
+                                 GError **error);
+
 /* ---- Checking ---------------------------------------------------------- */
 
 enum ploop_finding {

@@ -2,9 +2,10 @@
 
 /* nbdkit-ploop-plugin: parameters in, libploop-core calls out.
  *
- * One image a server, opened and checked in get_ready, so that what is wrong
+ * One disk a server, opened and checked in get_ready, so that what is wrong
  * with it is said before the server goes to the background; started after it
- * has; stopped in cleanup or, if that is not reached, in unload.  nbdkit 1.32
+ * has; stopped in cleanup or, if that is not reached, in unload.  Its snapshots
+ * are exports of their own (exports.h).  nbdkit 1.32
  * may end without either: the library keeps the file such that this does no
  * harm.
  *
@@ -26,6 +27,7 @@
 #include <nbdkit-plugin.h>
 
 #include "command-line.h"
+#include "exports.h"
 #include "ploop-core.h"
 
 #define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
@@ -43,15 +45,12 @@ NBDKIT_DLL_PUBLIC int ploop_debug_metadata;
 NBDKIT_DLL_PUBLIC int ploop_debug_stats;
 
 static char *file;
-static GPtrArray *bases;        /* of char *, and NULL at the end once complete */
+static GPtrArray *bases;        /* of char *; ends with NULL once complete */
 static char *overlay;
-static char *snapshot;
+static char *snapshot_guid;
 static unsigned extents_flags;
 static struct ploop_open_options options;
 static ploop_image *image;
-
-/* Connections differ in nothing. */
-static int handle;
 
 /* ---- Parameters -------------------------------------------------------- */
 
@@ -273,12 +272,12 @@ set_overlay (const char *key, const char *value)
 static int
 set_snapshot (const char *key, const char *value)
 {
-  if (snapshot || *value == '\0') {
+  if (snapshot_guid || *value == '\0') {
     nbdkit_error ("%s=%s: give the GUID of one snapshot", key, value);
     return -1;
   }
-  snapshot = strdup (value);
-  return snapshot ? 0 : -1;
+  snapshot_guid = strdup (value);
+  return snapshot_guid ? 0 : -1;
 }
 
 static int
@@ -333,7 +332,7 @@ ploop_config_complete (void)
     options.bases = (const char *const *) bases->pdata;
   }
   options.overlay = overlay;
-  options.snapshot = snapshot;
+  options.snapshot = snapshot_guid;
   if (options.discard == PLOOP_DISCARD_KEEP
       && options.prealloc_mode == PLOOP_PREALLOC_TRUNCATE) {
     nbdkit_error ("discard=keep makes no holes in the file, but "
@@ -404,6 +403,7 @@ ploop_get_ready (void)
     nbdkit_error ("%s", error->message);
     return -1;
   }
+  exports_init (image, file, &options);
   nbdkit_debug ("%s: ploop version %u, %" PRIu64 " bytes in clusters of %"
                 PRIu32 " bytes, opened for %s", file, ploop_version (image),
                 ploop_size (image), ploop_cluster_size (image),
@@ -447,6 +447,7 @@ stop_image (void)
 
   if (!image)
     return;
+  exports_stop ();
   if (ploop_stop (image, &error) == -1)
     nbdkit_error ("%s", error->message);
   if (ploop_debug_stats)
@@ -458,11 +459,12 @@ ploop_unload (void)
 {
   g_autoptr (GError) error = NULL;
 
+  exports_close ();
   if (ploop_close (g_steal_pointer (&image), &error) == -1)
     nbdkit_error ("%s", error->message);
   g_clear_pointer (&bases, g_ptr_array_unref);
   g_clear_pointer (&overlay, free);
-  g_clear_pointer (&snapshot, free);
+  g_clear_pointer (&snapshot_guid, free);
   g_clear_pointer (&file, free);
 }
 
@@ -485,33 +487,110 @@ ploop_dump_plugin (void)
     printf ("plugin_parameter=%s\n", parameters[i].key);
 }
 
+/* ---- Exports ----------------------------------------------------------- */
+
+/* Date, parent and size: what one tells snapshots apart by. */
+static char *
+describe_snapshot (const struct ploop_snapshot *snapshot)
+{
+  GString *text = g_string_new (snapshot->is_temporary ? "temporary snapshot"
+                                                       : "snapshot");
+  g_autoptr (GDateTime) date =
+    snapshot->last_change > 0
+      ? g_date_time_new_from_unix_local (snapshot->last_change) : NULL;
+
+  if (date) {
+    g_autofree char *shown = g_date_time_format (date, "%Y-%m-%d %H:%M:%S");
+
+    g_string_append_printf (text, " of %s", shown);
+  }
+  if (snapshot->parent)
+    g_string_append_printf (text, ", parent %s", snapshot->parent);
+  if (snapshot->size > 0)
+    g_string_append_printf (text, ", %" PRIu64 " bytes", snapshot->size);
+  return g_string_free (text, FALSE);
+}
+
+static int
+add_snapshots (struct nbdkit_exports *exports)
+{
+  g_autoptr (GError) error = NULL;
+  g_autoptr (GPtrArray) list =
+    ploop_list_snapshots (file, options.allow_outside, &error);
+
+  if (!list) {
+    nbdkit_error ("%s", error->message);
+    return -1;
+  }
+  for (guint i = 0; i < list->len; i++) {
+    const struct ploop_snapshot *snapshot = g_ptr_array_index (list, i);
+    g_autofree char *description = describe_snapshot (snapshot);
+
+    if (nbdkit_add_export (exports, snapshot->guid, description) == -1)
+      return -1;
+  }
+  return 0;
+}
+
+static int
+ploop_plugin_list_exports (int readonly, int is_tls,
+                           struct nbdkit_exports *exports)
+{
+  (void) readonly;
+  (void) is_tls;
+  if (nbdkit_add_export (exports, "",
+                         options.snapshot ? "the snapshot that was chosen"
+                                          : "the disk") == -1)
+    return -1;
+  return add_snapshots (exports);
+}
+
 /* ---- A connection ------------------------------------------------------ */
 
 static void *
 ploop_plugin_open (int readonly)
 {
+  g_autoptr (GError) error = NULL;
+  struct export *export = exports_get (nbdkit_export_name (), &error);
+
   (void) readonly;
-  return &handle;
+  if (!export)
+    nbdkit_error ("%s", error->message);
+  return export;
+}
+
+static void
+ploop_plugin_close (void *h)
+{
+  exports_put (h);
+}
+
+/* The image that a connection uses. */
+static ploop_image *
+image_of (void *h)
+{
+  const struct export *export = h;
+
+  return export->image;
 }
 
 static int64_t
 ploop_get_size (void *h)
 {
-  (void) h;
-  return (int64_t) ploop_size (image);
+  return (int64_t) ploop_size (image_of (h));
 }
 
 static int
 ploop_plugin_block_size (void *h, uint32_t *minimum, uint32_t *preferred,
                          uint32_t *maximum)
 {
+  const uint32_t cluster_size = ploop_cluster_size (image_of (h));
   uint32_t power = 4096;
 
-  (void) h;
   /* The protocol wants a power of two from 512 to 32 MiB: the largest that a
    * cluster holds.
    */
-  while (power * 2 <= ploop_cluster_size (image) && power < MAX_PREFERRED)
+  while (power * 2 <= cluster_size && power < MAX_PREFERRED)
     power *= 2;
   *minimum = 1;
   *preferred = power;
@@ -522,24 +601,21 @@ ploop_plugin_block_size (void *h, uint32_t *minimum, uint32_t *preferred,
 static const char *
 ploop_export_description (void *h)
 {
-  (void) h;
   return nbdkit_printf_intern ("ploop version %u image, clusters of %" PRIu32
-                               " bytes", ploop_version (image),
-                               ploop_cluster_size (image));
+                               " bytes", ploop_version (image_of (h)),
+                               ploop_cluster_size (image_of (h)));
 }
 
 static int
 ploop_can_write (void *h)
 {
-  (void) h;
-  return !ploop_is_read_only (image);
+  return !ploop_is_read_only (image_of (h));
 }
 
 static int
 ploop_rotational (void *h)
 {
-  (void) h;
-  return ploop_is_rotational (image);
+  return ploop_is_rotational (image_of (h));
 }
 
 /* All connections work on one image: a flush on one covers all. */
@@ -613,9 +689,8 @@ static int
 ploop_plugin_pread (void *h, void *buf, uint32_t count, uint64_t offset,
                     uint32_t flags)
 {
-  (void) h;
   (void) flags;
-  return answer (ploop_pread (image, buf, count, offset), "read", count,
+  return answer (ploop_pread (image_of (h), buf, count, offset), "read", count,
                  offset);
 }
 
@@ -623,17 +698,16 @@ static int
 ploop_plugin_pwrite (void *h, const void *buf, uint32_t count,
                      uint64_t offset, uint32_t flags)
 {
-  (void) h;
-  return answer (ploop_pwrite (image, buf, count, offset, core_flags (flags)),
+  return answer (ploop_pwrite (image_of (h), buf, count, offset,
+                               core_flags (flags)),
                  "write", count, offset);
 }
 
 static int
 ploop_plugin_zero (void *h, uint32_t count, uint64_t offset, uint32_t flags)
 {
-  const int r = ploop_zero (image, count, offset, core_flags (flags));
+  const int r = ploop_zero (image_of (h), count, offset, core_flags (flags));
 
-  (void) h;
   /* Asked whether it is fast, and told that it is not: no error to speak of. */
   if (r == -ENOTSUP && (flags & NBDKIT_FLAG_FAST_ZERO)) {
     nbdkit_set_error (ENOTSUP);
@@ -646,17 +720,15 @@ ploop_plugin_zero (void *h, uint32_t count, uint64_t offset, uint32_t flags)
 static int
 ploop_plugin_trim (void *h, uint32_t count, uint64_t offset, uint32_t flags)
 {
-  (void) h;
-  return answer (ploop_trim (image, count, offset, core_flags (flags)),
+  return answer (ploop_trim (image_of (h), count, offset, core_flags (flags)),
                  "trim", count, offset);
 }
 
 static int
 ploop_plugin_flush (void *h, uint32_t flags)
 {
-  (void) h;
   (void) flags;
-  return answer (ploop_flush (image), "flush", 0, 0);
+  return answer (ploop_flush (image_of (h)), "flush", 0, 0);
 }
 
 /* Which extents nbdkit wants. */
@@ -685,19 +757,17 @@ ploop_plugin_extents (void *h, uint32_t count, uint64_t offset,
     .extents = extents,
     .only_first = (flags & NBDKIT_FLAG_REQ_ONE) != 0,
   };
-  const int r = ploop_extents (image, count, offset, extents_flags, add_extent,
-                               &wanted);
+  const int r = ploop_extents (image_of (h), count, offset, extents_flags,
+                               add_extent, &wanted);
 
-  (void) h;
   return answer (MIN (r, 0), "extents", count, offset);
 }
 
 static int
 ploop_plugin_cache (void *h, uint32_t count, uint64_t offset, uint32_t flags)
 {
-  (void) h;
   (void) flags;
-  return answer (ploop_prefetch (image, count, offset), "cache", count,
+  return answer (ploop_prefetch (image_of (h), count, offset), "cache", count,
                  offset);
 }
 
@@ -715,7 +785,9 @@ static struct nbdkit_plugin plugin = {
   .get_ready = ploop_get_ready,
   .after_fork = ploop_after_fork,
   .cleanup = stop_image,
+  .list_exports = ploop_plugin_list_exports,
   .open = ploop_plugin_open,
+  .close = ploop_plugin_close,
   .get_size = ploop_get_size,
   .block_size = ploop_plugin_block_size,
   .export_description = ploop_export_description,

@@ -1,0 +1,155 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+
+/* The server's exports: see exports.h. */
+
+#include <config.h>
+
+#include "exports.h"
+
+static struct export disk;
+static const char *disk_path;
+static struct ploop_open_options snapshot_options;
+
+static GMutex lock;             /* for what follows, and nr_users */
+static GHashTable *snapshots;   /* struct export, by GUID */
+
+void
+exports_init (ploop_image *image, const char *path,
+              const struct ploop_open_options *options)
+{
+  disk.image = image;
+  disk_path = path;
+  snapshot_options = *options;
+  snapshot_options.read_only = true;
+  snapshot_options.defer_start = false;
+  snapshot_options.bases = NULL;
+  snapshot_options.overlay = NULL;
+  snapshot_options.beside = image;
+  snapshots = g_hash_table_new (g_str_hash, g_str_equal);
+}
+
+/* The GUID of the snapshot that a client calls NAME, as the descriptor has it
+ * (g_free), or NULL.
+ */
+static char *
+find_guid (const char *name, GError **error)
+{
+  g_autoptr (GPtrArray) list =
+    ploop_list_snapshots (disk_path, snapshot_options.allow_outside, error);
+
+  for (guint i = 0; list && i < list->len; i++) {
+    const struct ploop_snapshot *snapshot = g_ptr_array_index (list, i);
+
+    if (g_ascii_strcasecmp (snapshot->guid, name) == 0)
+      return g_strdup (snapshot->guid);
+  }
+  if (list) {
+    g_autofree char *shown = g_strescape (name, NULL);
+
+    g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_ARGUMENT,
+                 "%s: there is no export '%s': give no name for the disk, or a "
+                 "snapshot's GUID in braces", disk_path, shown);
+  }
+  return NULL;
+}
+
+/* With the lock held. */
+static struct export *
+open_snapshot (const char *guid, GError **error)
+{
+  struct ploop_open_options options = snapshot_options;
+  struct export *export;
+  ploop_image *image;
+
+  options.snapshot = guid;
+  image = ploop_open (disk_path, &options, error);
+  if (!image)
+    return NULL;
+  export = g_new0 (struct export, 1);
+  export->image = image;
+  export->guid = g_strdup (guid);
+  g_hash_table_insert (snapshots, export->guid, export);
+  return export;
+}
+
+struct export *
+exports_get (const char *name, GError **error)
+{
+  g_autofree char *guid = NULL;
+  struct export *export;
+
+  if (*name == '\0')
+    return &disk;
+  guid = find_guid (name, error);
+  if (!guid)
+    return NULL;
+  g_mutex_lock (&lock);
+  export = g_hash_table_lookup (snapshots, guid);
+  if (!export)
+    export = open_snapshot (guid, error);
+  if (export)
+    export->nr_users++;
+  g_mutex_unlock (&lock);
+  return export;
+}
+
+/* A snapshot is only read: closing it cannot fail. */
+static void
+free_snapshot (struct export *export)
+{
+  ploop_close (export->image, NULL);
+  g_free (export->guid);
+  g_free (export);
+}
+
+void
+exports_put (struct export *export)
+{
+  bool last = false;
+
+  if (export == &disk)
+    return;
+  g_mutex_lock (&lock);
+  if (--export->nr_users == 0) {
+    g_hash_table_remove (snapshots, export->guid);
+    last = true;
+  }
+  g_mutex_unlock (&lock);
+  if (last)
+    free_snapshot (export);
+}
+
+static void
+stop_snapshot (gpointer key, gpointer value, gpointer opaque)
+{
+  struct export *export = value;
+
+  (void) key;
+  (void) opaque;
+  ploop_stop (export->image, NULL);
+}
+
+void
+exports_stop (void)
+{
+  g_mutex_lock (&lock);
+  if (snapshots)
+    g_hash_table_foreach (snapshots, stop_snapshot, NULL);
+  g_mutex_unlock (&lock);
+}
+
+void
+exports_close (void)
+{
+  GHashTableIter iter;
+  gpointer export;
+
+  if (!snapshots)
+    return;
+  g_hash_table_iter_init (&iter, snapshots);
+  while (g_hash_table_iter_next (&iter, NULL, &export)) {
+    g_hash_table_iter_remove (&iter);
+    free_snapshot (export);
+  }
+  g_clear_pointer (&snapshots, g_hash_table_unref);
+}
