@@ -1,15 +1,13 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 
-/* Opening and closing an image, and the public face of requests: see
- * ploop-core.h.
+/* Opening and closing a chain of deltas: see image.h.
  *
- * Opening reads the whole BAT into the map and refuses an image whose BAT
- * cannot be right, before a byte is served; all that has threads is started
- * after that.  The one thing that is taken as it
- * is: in an image that was never closed, entries that point past the end of
- * the file.  A server that was killed, or a power cut, leaves such when the
- * entry reached the disk and the file's new size did not; nothing that was
- * flushed is there.
+ * Opening reads all BATs into the map and refuses an image whose BAT cannot be
+ * right, before a byte is served; all that has threads is started after that.
+ * The one thing that is taken as it is: in an image that was never closed, entries
+ * that point past the end of the file.  A server that was killed, or a power cut,
+ * leaves such when the entry reached the disk and the file's new size did not;
+ * nothing that was flushed is there.
  */
 
 #include <config.h>
@@ -17,29 +15,14 @@
 #include <errno.h>
 
 #include "bat.h"
-#include "location.h"
-#include "submit.h"
-
-#define DEFAULT_PREALLOC (UINT64_C (128) << 20)
-#define DEFAULT_COPY_DELAY 500u /* ms */
+#include "image.h"
 
 /* Of the page cache, at once: nothing that waits for a runner waits long. */
 #define FORGET_BYTES (UINT64_C (256) << 20)
 
-struct ploop_image {
-  struct disk disk;
-  struct submit submit;
-  struct ploop_open_options options;    /* with defaults filled in */
-  struct log log;
-  struct runner_job forget;     /* the page cache, piece by piece */
-  uint64_t forgotten;           /* bytes of the file */
-  bool started;
-  _Atomic bool stopped;
-};
+/* ---- Its deltas -------------------------------------------------------- */
 
-/* ---- Opening ----------------------------------------------------------- */
-
-/* The lock of the descriptor is held by IMAGE, if that is not NULL. */
+/* The lock of the descriptor is held by BESIDE, if that is not NULL. */
 static enum delta_lock
 reader_lock (const ploop_image *beside)
 {
@@ -135,23 +118,6 @@ describe_levels (const struct chain *chain, const struct log *log)
   }
 }
 
-static bool
-open_chain (struct chain *chain, const char *path,
-            const struct ploop_open_options *options, const struct log *log,
-            GError **error)
-{
-  struct location location;
-  bool ok;
-
-  if (!location_find (&location, path, options, log, error))
-    return false;
-  ok = open_located (chain, &location, options, log, error);
-  location_clear (&location);
-  if (ok)
-    describe_levels (chain, log);
-  return ok;
-}
-
 static void
 load_leak (void *opaque, uint64_t first, uint64_t nr)
 {
@@ -163,7 +129,7 @@ load_leak (void *opaque, uint64_t first, uint64_t nr)
 
 /* Read the BATs into the map. */
 static int
-load_map (struct ploop_image *image, struct chain_summary *summary,
+load_map (struct image *image, struct chain_summary *summary,
           GError **error)
 {
   const struct delta *delta = image->disk.delta;
@@ -254,7 +220,7 @@ ask_to_punch_parts (void *opaque)
 
 /* What only a writer needs. */
 static int
-prepare_writing (struct ploop_image *image,
+prepare_writing (struct image *image,
                  const struct bat_summary *summary, GArray *lost,
                  GArray *leaks, GError **error)
 {
@@ -319,7 +285,7 @@ forget_unsynced (const struct delta *delta, GError **error)
 }
 
 static int
-load_image (struct ploop_image *image, GError **error)
+load_image (struct image *image, GError **error)
 {
   g_autoptr (GArray) lost = g_array_new (FALSE, FALSE, sizeof (uint32_t));
   g_autoptr (GArray) leaks =
@@ -337,72 +303,21 @@ load_image (struct ploop_image *image, GError **error)
              "clusters of %" G_GUINT32_FORMAT " bytes, %" G_GUINT32_FORMAT
              " of %" G_GUINT32_FORMAT " allocated, %u lower deltas, opened for "
              "%s",
-             image->disk.delta->path, ploop_version (image),
-             ploop_size (image), ploop_cluster_size (image),
+             image->disk.delta->path, image->disk.delta->header.version,
+             image->disk.delta->layout.size,
+             image->disk.delta->layout.cluster_size,
              summary.top.nr_allocated, image->disk.delta->layout.nr_entries,
              chain_top_level (&image->disk.chain),
-             ploop_is_read_only (image) ? "reading" : "writing");
-  if (ploop_is_read_only (image))
+             image_is_read_only (image) ? "reading" : "writing");
+  if (image_is_read_only (image))
     return 0;
   return prepare_writing (image, &summary.top, lost, leaks, error);
-}
-
-/* ---- Options ----------------------------------------------------------- */
-
-static unsigned
-default_runners (void)
-{
-  return MIN (g_get_num_processors (), PLOOP_MAX_RUNNERS);
-}
-
-static bool
-check_options (const struct ploop_open_options *options, const char *path,
-               GError **error)
-{
-  if (options->runners <= PLOOP_MAX_RUNNERS
-      && options->cache <= PLOOP_CACHE_WRITETHROUGH
-      && options->prealloc_mode <= PLOOP_PREALLOC_TRUNCATE
-      && options->enospc <= PLOOP_ENOSPC_WAIT
-      && options->discard <= PLOOP_DISCARD_OFF
-      && options->detect_zeroes <= PLOOP_DETECT_ZEROES_UNMAP
-      && options->prealloc <= PLOOP_MAX_PREALLOC
-      && options->copy_delay <= PLOOP_MAX_DELAY
-      && options->writeback_delay <= PLOOP_MAX_DELAY)
-    return true;
-  g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_ARGUMENT,
-               "%s: an option is out of range: runners %u (at most %u), prealloc "
-               "%" G_GUINT64_FORMAT " (%" G_GUINT64_FORMAT "), copy delay %u "
-               "and write-back delay %u ms (%u), cache %d, prealloc mode %d, "
-               "enospc %d, discard %d, detect zeroes %d", path, options->runners, PLOOP_MAX_RUNNERS,
-               options->prealloc, PLOOP_MAX_PREALLOC, options->copy_delay,
-               options->writeback_delay, PLOOP_MAX_DELAY, (int) options->cache,
-               (int) options->prealloc_mode, (int) options->enospc,
-               (int) options->discard, (int) options->detect_zeroes);
-  return false;
-}
-
-static struct ploop_open_options
-with_defaults (const struct ploop_open_options *options)
-{
-  struct ploop_open_options all = *options;
-
-  /* Only good until ploop_open returns. */
-  all.bases = NULL;
-  all.overlay = all.snapshot = NULL;
-  all.beside = NULL;
-  if (all.runners == 0)
-    all.runners = default_runners ();
-  if (all.prealloc == 0)
-    all.prealloc = DEFAULT_PREALLOC;
-  if (all.copy_delay == 0)
-    all.copy_delay = DEFAULT_COPY_DELAY;
-  return all;
 }
 
 /* ---- Opening ----------------------------------------------------------- */
 
 static void
-init_engine (struct ploop_image *image)
+init_engine (struct image *image)
 {
   struct disk *disk = &image->disk;
   const struct flusher_options flusher_options = {
@@ -429,8 +344,8 @@ init_engine (struct ploop_image *image)
     delta_make_no_holes (disk->delta);
 }
 
-static void
-free_image (struct ploop_image *image)
+void
+image_free (struct image *image)
 {
   /* A grace period that ends now still asks the flusher. */
   trims_destroy (&image->disk.trims);
@@ -445,30 +360,28 @@ free_image (struct ploop_image *image)
   g_free (image);
 }
 
-ploop_image *
-ploop_open (const char *path, const struct ploop_open_options *options,
-            GError **error)
+struct image *
+image_open (const struct location *location,
+            const struct ploop_open_options *options, GError **error)
 {
-  static const struct ploop_open_options no_options;
-  struct ploop_image *image;
+  struct image *image = g_new0 (struct image, 1);
 
-  if (!options)
-    options = &no_options;
-  if (!check_options (options, path, error))
-    return NULL;
-
-  image = g_new0 (struct ploop_image, 1);
   image->log = (struct log) { options->log, options->log_opaque };
-  image->options = with_defaults (options);
-  if (!open_chain (&image->disk.chain, path, options, &image->log, error)) {
+  image->options = *options;
+  /* Only good until ploop_open returns. */
+  image->options.bases = NULL;
+  image->options.overlay = image->options.snapshot = NULL;
+  image->options.beside = NULL;
+  if (!open_located (&image->disk.chain, location, options, &image->log,
+                     error)) {
     g_free (image);
     return NULL;
   }
   image->disk.delta = chain_top (&image->disk.chain);
+  describe_levels (&image->disk.chain, &image->log);
   init_engine (image);
-  if (load_image (image, error) < 0
-      || (!image->options.defer_start && ploop_start (image, error) == -1)) {
-    free_image (image);
+  if (load_image (image, error) < 0) {
+    image_free (image);
     return NULL;
   }
   return image;
@@ -478,7 +391,7 @@ ploop_open (const char *path, const struct ploop_open_options *options,
 static void
 forget_cached (struct runner_job *job, unsigned index)
 {
-  struct ploop_image *image = caa_container_of (job, struct ploop_image, forget);
+  struct image *image = caa_container_of (job, struct image, forget);
   const struct delta *delta = image->disk.delta;
 
   if (image->forgotten >= delta->file_size || atomic_load (&image->stopped))
@@ -490,16 +403,16 @@ forget_cached (struct runner_job *job, unsigned index)
 
 /* What was read or written through the page cache before. */
 static void
-start_forgetting (struct ploop_image *image)
+start_forgetting (struct image *image)
 {
-  if (!image->disk.delta->direct || ploop_is_read_only (image))
+  if (!image->disk.delta->direct || image_is_read_only (image))
     return;
   image->forget.run = forget_cached;
   runner_submit (&image->disk.runners, 0, &image->forget);
 }
 
 int
-ploop_start (ploop_image *image, GError **error)
+image_start (struct image *image, GError **error)
 {
   struct disk *disk = &image->disk;
   int r;
@@ -507,7 +420,7 @@ ploop_start (ploop_image *image, GError **error)
   if (image->started)
     return 0;
   r = runners_start (&disk->runners, image->options.runners);
-  if (r == 0 && !ploop_is_read_only (image))
+  if (r == 0 && !image_is_read_only (image))
     r = flusher_start (&disk->flusher);
   if (r < 0) {
     runners_stop (&disk->runners);
@@ -524,7 +437,7 @@ ploop_start (ploop_image *image, GError **error)
 
 /* Let every request that was accepted end, and no other begin. */
 static void
-stop_requests (struct ploop_image *image)
+stop_requests (struct image *image)
 {
   struct disk *disk = &image->disk;
 
@@ -565,7 +478,7 @@ finish (struct disk *disk)
 }
 
 int
-ploop_stop (ploop_image *image, GError **error)
+image_stop (struct image *image, GError **error)
 {
   int r = 0;
 
@@ -573,7 +486,7 @@ ploop_stop (ploop_image *image, GError **error)
     return 0;
   if (image->started)
     stop_requests (image);
-  if (!ploop_is_read_only (image))
+  if (!image_is_read_only (image))
     r = finish (&image->disk);
   if (r < 0)
     error_set_system (error, r, "%s: could not be closed and stays marked as "
@@ -582,262 +495,27 @@ ploop_stop (ploop_image *image, GError **error)
   return r < 0 ? -1 : 0;
 }
 
-int
-ploop_close (ploop_image *image, GError **error)
-{
-  int r;
-
-  if (!image)
-    return 0;
-  r = ploop_stop (image, error);
-  free_image (image);
-  return r;
-}
-
-/* ---- The guest's disk -------------------------------------------------- */
-
-uint64_t
-ploop_size (const ploop_image *image)
-{
-  return image->disk.delta->layout.size;
-}
-
-uint32_t
-ploop_cluster_size (const ploop_image *image)
-{
-  return image->disk.delta->layout.cluster_size;
-}
-
-unsigned
-ploop_version (const ploop_image *image)
-{
-  return image->disk.delta->header.version;
-}
-
-bool
-ploop_is_read_only (const ploop_image *image)
-{
-  return image->disk.delta->read_only;
-}
-
-bool
-ploop_is_rotational (const ploop_image *image)
-{
-  return delta_is_rotational (image->disk.delta);
-}
-
-/* The flags that a request may have. */
-static unsigned
-known_flags (enum ploop_operation operation)
-{
-  switch (operation) {
-  case PLOOP_WRITE:
-  case PLOOP_TRIM:
-    return PLOOP_FUA;
-  case PLOOP_ZERO:
-    return PLOOP_FUA | PLOOP_UNMAP | PLOOP_FAST;
-  default:
-    return 0;
-  }
-}
-
-static bool
-is_on_disk (const ploop_image *image, uint64_t length, uint64_t offset)
-{
-  const uint64_t size = ploop_size (image);
-
-  return offset <= size && length <= size - offset;
-}
-
-/* 0, or why a request is refused. */
-static int
-check_request (const ploop_image *image, const ploop_request *request)
-{
-  const bool changes = request->operation == PLOOP_WRITE
-                       || request->operation == PLOOP_ZERO
-                       || request->operation == PLOOP_TRIM;
-
-  if (request->operation == PLOOP_FLUSH)
-    return request->flags == 0 ? 0 : -EINVAL;
-  if (request->operation != PLOOP_READ && !changes)
-    return -EINVAL;
-  if (!is_on_disk (image, request->length, request->offset)
-      || (request->flags & ~known_flags (request->operation)) != 0)
-    return -EINVAL;
-  return changes && ploop_is_read_only (image) ? -EROFS : 0;
-}
-
-/* A disk that nobody may write has nothing to flush. */
-static bool
-is_idle_flush (const ploop_image *image, const ploop_request *request)
-{
-  return request->operation == PLOOP_FLUSH && ploop_is_read_only (image);
-}
-
-/* Whoever asked for speed or nothing gets its answer before anything is done. */
-static int
-check_speed (ploop_image *image, const ploop_request *request)
-{
-  int r;
-
-  if (!(request->flags & PLOOP_FAST))
-    return 0;
-  /* Only the map is looked at: no need to wait while requests are held back. */
-  r = gate_admit (&image->disk.gate);
-  if (r < 0)
-    return r;
-  if (!request_zero_is_fast (&image->disk, request->length, request->offset,
-                             request->flags))
-    r = -ENOTSUP;
-  gate_leave (&image->disk.gate);
-  return r;
-}
-
-static int
-do_request (ploop_image *image, ploop_request *request)
-{
-  int r = check_request (image, request);
-
-  if (r == 0)
-    r = check_speed (image, request);
-  if (r < 0 || is_idle_flush (image, request))
-    return r;
-  return submit_and_wait (&image->submit, request);
-}
-
-int
-ploop_pread (ploop_image *image, void *buf, size_t length, uint64_t offset)
-{
-  ploop_request request;
-
-  request.operation = PLOOP_READ;
-  request.flags = 0;
-  request.buf = buf;
-  request.length = length;
-  request.offset = offset;
-  return do_request (image, &request);
-}
-
-int
-ploop_pwrite (ploop_image *image, const void *buf, size_t length,
-              uint64_t offset, unsigned flags)
-{
-  ploop_request request;
-
-  request.operation = PLOOP_WRITE;
-  request.flags = flags;
-  request.buf = (void *) buf;
-  request.length = length;
-  request.offset = offset;
-  return do_request (image, &request);
-}
-
-static int
-do_without_data (ploop_image *image, enum ploop_operation operation,
-                 uint64_t length, uint64_t offset, unsigned flags)
-{
-  ploop_request request;
-
-  request.operation = operation;
-  request.flags = flags;
-  request.buf = NULL;
-  request.length = length;
-  request.offset = offset;
-  return do_request (image, &request);
-}
-
-int
-ploop_zero (ploop_image *image, uint64_t length, uint64_t offset,
-            unsigned flags)
-{
-  return do_without_data (image, PLOOP_ZERO, length, offset, flags);
-}
-
-int
-ploop_trim (ploop_image *image, uint64_t length, uint64_t offset,
-            unsigned flags)
-{
-  return do_without_data (image, PLOOP_TRIM, length, offset, flags);
-}
-
-int
-ploop_flush (ploop_image *image)
-{
-  return do_without_data (image, PLOOP_FLUSH, 0, 0, 0);
-}
-
-int
-ploop_extents (ploop_image *image, uint64_t length, uint64_t offset,
-               unsigned flags, ploop_extent_fn fn, void *opaque)
-{
-  int r;
-
-  if (!is_on_disk (image, length, offset)
-      || (flags & ~PLOOP_EXTENTS_DETAIL) != 0)
-    return -EINVAL;
-  r = gate_enter (&image->disk.gate);
-  if (r < 0)
-    return r;
-  r = request_extents (&image->disk, length, offset, flags, fn, opaque);
-  gate_leave (&image->disk.gate);
-  return r;
-}
-
-int
-ploop_prefetch (ploop_image *image, uint64_t length, uint64_t offset)
-{
-  int r;
-
-  if (!is_on_disk (image, length, offset))
-    return -EINVAL;
-  r = gate_enter (&image->disk.gate);
-  if (r < 0)
-    return r;
-  request_prefetch (&image->disk, length, offset);
-  gate_leave (&image->disk.gate);
-  return 0;
-}
-
-int
-ploop_submit (ploop_image *image, ploop_request *request)
-{
-  int r = check_request (image, request);
-
-  if (r == 0)
-    r = check_speed (image, request);
-  return r < 0 ? r : submit_queue (&image->submit, request);
-}
-
 /* ---- Holding requests back --------------------------------------------- */
 
 int
-ploop_suspend (ploop_image *image)
+image_suspend (struct image *image)
 {
   int r;
 
   gate_hold (&image->disk.gate);
-  if (ploop_is_read_only (image))
+  if (image_is_read_only (image))
     return 0;
   flusher_hold (&image->disk.flusher);
   r = commit_flush (&image->disk.commit);
   if (r < 0)
-    ploop_resume (image);
+    image_resume (image);
   return r;
 }
 
 void
-ploop_resume (ploop_image *image)
+image_resume (struct image *image)
 {
-  if (!ploop_is_read_only (image))
+  if (!image_is_read_only (image))
     flusher_release (&image->disk.flusher);
   gate_release (&image->disk.gate);
-}
-
-/* ---- Statistics -------------------------------------------------------- */
-
-void
-ploop_get_statistics (const ploop_image *image,
-                      struct ploop_statistics *statistics)
-{
-  stats_collect (image->disk.stats, statistics);
 }

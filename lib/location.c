@@ -85,7 +85,8 @@ add_images (struct location *location,
             const struct ploop_open_options *options, GError **error)
 {
   g_autoptr (GPtrArray) images =
-    descriptor_chain (location->descriptor, 0, options->snapshot, error);
+    descriptor_chain (location->descriptor, location->part, options->snapshot,
+                      error);
 
   if (!images)
     return false;
@@ -112,14 +113,19 @@ find_described (struct location *location, const char *path,
   descriptor = location->descriptor = descriptor_load (path, error);
   if (!descriptor)
     return false;
-  if (descriptor->storages->len > 1) {
-    g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_FORMAT,
-                 "%s: <StorageData> has %u <Storage>: a split disk cannot be "
-                 "served as one yet; give its images one by one", path,
-                 descriptor->storages->len);
+  location->nr_parts = descriptor->storages->len;
+  if (location->nr_parts > 1 && options->overlay) {
+    g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_ARGUMENT,
+                 "%s: has %u <Storage>: a split disk cannot have an overlay: "
+                 "give one of its parts an overlay of its own", path,
+                 location->nr_parts);
     return false;
   }
-  storage = g_ptr_array_index (descriptor->storages, 0);
+  g_assert (location->part < location->nr_parts);
+  storage = g_ptr_array_index (descriptor->storages, location->part);
+  location->start = storage->start_sectors * FORMAT_SECTOR_SIZE;
+  location->length = (storage->end_sectors - storage->start_sectors)
+                     * FORMAT_SECTOR_SIZE;
   location->cluster_size = storage->cluster_sectors * FORMAT_SECTOR_SIZE;
   if (options->snapshot
       && !descriptor_is_top (descriptor, options->snapshot))
@@ -256,13 +262,15 @@ find_disk (struct location *location, const char *path,
 }
 
 bool
-location_find (struct location *location, const char *path,
+location_find (struct location *location, const char *path, unsigned part,
                const struct ploop_open_options *options,
                const struct log *log, GError **error)
 {
   *location = (struct location) {
     .deltas = chain_sources_new (),
     .read_only = options->read_only,
+    .part = part,
+    .nr_parts = 1,
   };
   if (find_disk (location, path, options, error)
       && (!options->overlay || add_overlay (location, options, log, error)))

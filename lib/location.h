@@ -19,14 +19,17 @@ struct location {
   bool read_only;               /* it must not be written */
   struct descriptor *descriptor;        /* that says so; NULL: none */
   uint32_t cluster_size;        /* bytes; by the descriptor, else 0 */
+  unsigned part, nr_parts;      /* of a split disk; else 0 of 1 */
+  uint64_t start, length;       /* bytes of the disk; 0 of any for the whole */
 };
 
-/* Find the files of the disk PATH as ploop_open says.  Creates the overlay that
- * OPTIONS name if there is none, and changes nothing else.
+/* Find the files of the disk PATH as ploop_open says; of a split disk, those of
+ * part number PART (0 is always there).  Creates the overlay that OPTIONS name if
+ * there is none, and changes nothing else.
  *
  * Returns false and sets ERROR when there is no such disk.
  */
-bool location_find (struct location *location, const char *path,
+bool location_find (struct location *location, const char *path, unsigned part,
                     const struct ploop_open_options *options,
                     const struct log *log, GError **error);
 

@@ -150,9 +150,7 @@ collect_operation (const struct stats_operation *counts,
 void
 stats_collect (const struct stats *stats, struct ploop_statistics *statistics)
 {
-  *statistics = (struct ploop_statistics) {
-    .latency_measured = stats->measure_latency,
-  };
+  statistics->latency_measured |= stats->measure_latency;
   for (unsigned i = 0; i < STATS_NR_SHARDS; i++) {
     const struct stats_shard *shard = &stats->shards[i];
 

@@ -124,7 +124,7 @@ stats_begin (const struct stats *stats)
 void stats_end (struct stats *stats, enum ploop_operation operation,
                 uint64_t begun);
 
-/* Add everything up into STATISTICS.  Others may count meanwhile: what comes
+/* Add everything to what STATISTICS has.  Others may count meanwhile: what comes
  * out is a moment's, each number of its own.
  */
 void stats_collect (const struct stats *stats,

@@ -184,7 +184,7 @@ cluster_is (struct bed *bed, uint32_t entry, int byte)
 static uint64_t
 nr_punches (struct bed *bed)
 {
-  struct ploop_statistics statistics;
+  struct ploop_statistics statistics = { 0 };
 
   stats_collect (bed->stats, &statistics);
   return statistics.nr_punches;

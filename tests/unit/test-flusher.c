@@ -190,7 +190,7 @@ has_timer (const struct bed *bed)
 static struct ploop_statistics
 statistics (struct bed *bed)
 {
-  struct ploop_statistics all;
+  struct ploop_statistics all = { 0 };
 
   stats_collect (bed->stats, &all);
   return all;

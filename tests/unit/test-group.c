@@ -136,7 +136,7 @@ START_TEST (those_who_are_covered_are_answered_and_another_leads)
   struct bed bed;
   struct sleeping early[NR_EARLY], late[NR_LATE];
   struct answer early_answer, late_answer;
-  struct ploop_statistics statistics;
+  struct ploop_statistics statistics = { 0 };
   int leader;
 
   set_up (&bed);

@@ -74,6 +74,7 @@ count_request (enum ploop_operation operation, uint64_t ns)
 static struct ploop_statistics *
 collect (void)
 {
+  memset (&statistics, 0, sizeof statistics);
   stats_collect (stats, &statistics);
   return &statistics;
 }

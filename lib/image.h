@@ -1,0 +1,53 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+
+/* One chain of deltas, opened: ties the other rooms together.  Most disks are one
+ * image; a split disk is several.
+ */
+
+#ifndef PLOOP_LIB_IMAGE_H
+#define PLOOP_LIB_IMAGE_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include <glib.h>
+
+#include "error.h"
+#include "location.h"
+#include "submit.h"
+
+struct image {
+  struct disk disk;
+  struct submit submit;
+  struct ploop_open_options options;
+  struct log log;
+  struct runner_job forget;     /* the page cache, piece by piece */
+  uint64_t forgotten;           /* bytes of the file */
+  bool started;
+  _Atomic bool stopped;
+};
+
+/* Open what LOCATION says, with all defaults filled in in OPTIONS; starts no
+ * threads.  Returns NULL and sets ERROR as ploop_open does.
+ */
+struct image *image_open (const struct location *location,
+                          const struct ploop_open_options *options,
+                          GError **error);
+
+/* As the functions of ploop-core.h that are called alike. */
+int image_start (struct image *image, GError **error);
+int image_stop (struct image *image, GError **error);
+int image_suspend (struct image *image);
+void image_resume (struct image *image);
+
+/* When it has stopped, or never started. */
+void image_free (struct image *image);
+
+static inline bool
+image_is_read_only (const struct image *image)
+{
+  return image->disk.delta->read_only;
+}
+
+#endif /* PLOOP_LIB_IMAGE_H */
