@@ -117,11 +117,12 @@ open_level (struct chain *chain, unsigned level,
     .path_fd = source->path_fd,
     .raw_cluster_size =
       source->may_be_raw ? chain_top (chain)->layout.cluster_size : 0,
+    .descriptor_is_locked = true,       /* see lock_beside */
     .log = log,
   };
 
   chain->levels[level] =
-    delta_open_source (&of_delta, DELTA_LOCK_LOWER, error);
+    delta_open_source (&of_delta, DELTA_LOCK_READER, error);
   return chain->levels[level]
          && lock_beside (chain->levels[level], chain_top (chain), error)
          && fits (chain, level, log, error);

@@ -248,7 +248,8 @@ open_apart (struct delta *delta, GError **error)
 }
 
 static bool
-lock_delta (struct delta *delta, enum delta_lock lock, GError **error)
+lock_delta (struct delta *delta, const struct delta_source *source,
+            enum delta_lock lock, GError **error)
 {
   const bool writer = lock == DELTA_LOCK_WRITER && !delta->read_only;
 
@@ -256,7 +257,7 @@ lock_delta (struct delta *delta, enum delta_lock lock, GError **error)
     return true;
   if (!lock_image (delta->fd, delta->path, writer, error))
     return false;
-  return lock == DELTA_LOCK_LOWER
+  return source->descriptor_is_locked
          || lock_descriptor (delta->path, writer, &delta->descriptor_lock_fd,
                              error);
 }
@@ -278,7 +279,7 @@ open_and_check (struct delta *delta, const struct delta_source *source,
     return false;
   }
   if (!check_file_type (delta, source, error)
-      || !lock_delta (delta, lock, error))
+      || !lock_delta (delta, source, lock, error))
     return false;
   /* What was seen before the lock was there may have changed. */
   if (!check_name (delta, error) || !check_file_type (delta, source, error)

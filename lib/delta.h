@@ -63,8 +63,6 @@ struct delta {
 enum delta_lock {
   DELTA_LOCK_NONE,
   DELTA_LOCK_READER,
-  DELTA_LOCK_LOWER,             /* as a reader's, without the descriptor beside
-                                   it: whoever opens the chain locks that */
   DELTA_LOCK_WRITER,
 };
 
@@ -76,6 +74,7 @@ struct delta_source {
   uint32_t raw_cluster_size;    /* bytes; if not 0, what has no ploop signature
                                    is a raw disk, a block device too, of which
                                    BAT entry I is cluster I */
+  bool descriptor_is_locked;    /* the one beside it, by who opens it */
   const struct log *log;        /* for what is remote; outlives the delta */
 };
 

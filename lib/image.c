@@ -22,13 +22,6 @@
 
 /* ---- Its deltas -------------------------------------------------------- */
 
-/* The lock of the descriptor is held by BESIDE, if that is not NULL. */
-static enum delta_lock
-reader_lock (const ploop_image *beside)
-{
-  return beside ? DELTA_LOCK_LOWER : DELTA_LOCK_READER;
-}
-
 /* Open for writing where that is asked for and can be done, else for reading.
  */
 static struct delta *
@@ -43,12 +36,13 @@ open_top (const struct location *location,
     .path = source->path,
     .path_fd = source->path_fd,
     .raw_cluster_size = source->may_be_raw ? location->cluster_size : 0,
+    /* By another image in this process, or by the disk's first part. */
+    .descriptor_is_locked = options->beside || location->part > 0,
     .log = log,
   };
-  const enum delta_lock reader = reader_lock (options->beside);
   struct delta *delta =
-    delta_open_source (&top, location->read_only ? reader : DELTA_LOCK_WRITER,
-                       error);
+    delta_open_source (&top, location->read_only ? DELTA_LOCK_READER
+                                                 : DELTA_LOCK_WRITER, error);
 
   if (!delta || location->read_only)
     return delta;
@@ -65,7 +59,7 @@ open_top (const struct location *location,
                : "%s: carries changed-block bitmaps, which a write would make "
                  "untrue: opened read-only", delta->path);
   delta_close (delta);
-  return delta_open_source (&top, reader, error);
+  return delta_open_source (&top, DELTA_LOCK_READER, error);
 }
 
 /* What the descriptor says must be true of the images. */
