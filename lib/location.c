@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -154,12 +155,118 @@ location_is_current (const struct location *location, GError **error)
   return false;
 }
 
+/* ---- A file that a descriptor knows ------------------------------------ */
+
+/* Is IMAGE, as DESCRIPTOR has it, the file that ST is of? */
+static bool
+is_file (const struct descriptor *descriptor,
+         const struct descriptor_image *image, const struct stat *st)
+{
+  g_autofree char *path = NULL;
+  const int fd = descriptor_open_file (descriptor, image, true, &path, NULL);
+  struct stat found;
+  bool same;
+
+  if (fd == -1)
+    return false;
+  same = fstat (fd, &found) == 0 && found.st_dev == st->st_dev
+         && found.st_ino == st->st_ino;
+  close (fd);
+  return same;
+}
+
+/* The GUID of the file PATH, or NULL. */
+static const char *
+find_guid (const struct descriptor *descriptor, const char *path,
+           const struct stat *st)
+{
+  g_autofree char *name = g_path_get_basename (path);
+
+  for (guint i = 0; i < descriptor->storages->len; i++) {
+    const struct descriptor_storage *storage =
+      g_ptr_array_index (descriptor->storages, i);
+
+    for (guint j = 0; j < storage->images->len; j++) {
+      const struct descriptor_image *image =
+        g_ptr_array_index (storage->images, j);
+      g_autofree char *other = g_path_get_basename (image->file);
+
+      if (g_str_equal (name, other) && is_file (descriptor, image, st))
+        return image->guid;
+    }
+  }
+  return NULL;
+}
+
+static bool
+has_children (const struct descriptor *descriptor, const char *guid)
+{
+  for (guint i = 0; i < descriptor->shots->len; i++) {
+    const struct descriptor_shot *shot =
+      g_ptr_array_index (descriptor->shots, i);
+
+    if (shot->parent_guid && g_str_equal (shot->parent_guid, guid))
+      return true;
+  }
+  return false;
+}
+
+/* The descriptor beside PATH may know that it is only one delta of many. */
+static struct descriptor *
+load_beside (const char *path, struct stat *st)
+{
+  char *resolved = realpath (path, NULL);
+  g_autofree char *directory =
+    resolved ? g_path_get_dirname (resolved) : NULL;
+  g_autofree char *xml =
+    directory ? g_build_filename (directory, DESCRIPTOR_NAME, NULL) : NULL;
+  const bool found = xml && access (xml, F_OK) == 0 && stat (resolved, st) == 0;
+
+  free (resolved);
+  return found ? descriptor_load (xml, NULL) : NULL;
+}
+
+/* A delta without those below it reads as zeros where they have data; and one that
+ * others rest on must not change.
+ */
+static bool
+check_alone (struct location *location, const char *path,
+             const struct ploop_open_options *options, const struct log *log,
+             GError **error)
+{
+  struct stat st;
+  g_autoptr (Descriptor) descriptor = load_beside (path, &st);
+  const char *guid =
+    descriptor ? find_guid (descriptor, path, &st) : NULL;
+  const struct descriptor_shot *shot =
+    guid ? descriptor_find_shot (descriptor, guid) : NULL;
+
+  if (!shot)
+    return true;
+  if (shot->parent_guid) {
+    g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_ARGUMENT,
+                 "%s: is one delta of a disk, %s in %s: by itself, it would read "
+                 "as zeros where those below it have data: open the descriptor "
+                 "(with this GUID as the snapshot, if it is one), or give the "
+                 "lower deltas as bases", path, guid, descriptor->path);
+    return false;
+  }
+  if (has_children (descriptor, guid) && !location->read_only) {
+    location->read_only = true;
+    if (!options->overlay)
+      log_warning (log, "%s: other deltas rest on it, says %s: opened read-only",
+                   path, descriptor->path);
+  }
+  return true;
+}
+
 /* ---- A file and those below it ----------------------------------------- */
 
 /* Only the base may be a raw disk, and only if something is above it. */
 static bool
 find_files (struct location *location, const char *path,
-            const struct ploop_open_options *options, GError **error)
+            const struct ploop_open_options *options, const struct log *log,
+            GError **error)
 {
   const char *const none = NULL;
   const char *const *bases = options->bases ? options->bases : &none;
@@ -174,7 +281,7 @@ find_files (struct location *location, const char *path,
   }
   if (nr == 0) {
     chain_sources_add (location->deltas, path, -1, options->overlay != NULL);
-    return true;
+    return check_alone (location, path, options, log, error);
   }
   if (nr >= CHAIN_MAX_LEVELS) {
     g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_ARGUMENT,
@@ -253,12 +360,13 @@ add_overlay (struct location *location,
 
 static bool
 find_disk (struct location *location, const char *path,
-           const struct ploop_open_options *options, GError **error)
+           const struct ploop_open_options *options, const struct log *log,
+           GError **error)
 {
   g_autofree char *xml = location_descriptor (path);
 
   return xml ? find_described (location, xml, options, error)
-             : find_files (location, path, options, error);
+             : find_files (location, path, options, log, error);
 }
 
 bool
@@ -272,7 +380,7 @@ location_find (struct location *location, const char *path, unsigned part,
     .part = part,
     .nr_parts = 1,
   };
-  if (find_disk (location, path, options, error)
+  if (find_disk (location, path, options, log, error)
       && (!options->overlay || add_overlay (location, options, log, error)))
     return true;
   location_clear (location);

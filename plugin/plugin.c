@@ -476,6 +476,8 @@ ploop_dump_plugin (void)
   printf ("ploop_core_version=%s\n", PACKAGE_VERSION);
   printf ("plugin_feature=format-v1\n");
   printf ("plugin_feature=format-v2\n");
+  printf ("plugin_feature=chains\n");
+  printf ("plugin_feature=snapshot-exports\n");
   printf ("plugin_feature=write\n");
   printf ("plugin_feature=fua\n");
   printf ("plugin_feature=multi-conn\n");

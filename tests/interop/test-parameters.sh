@@ -88,6 +88,15 @@ done
 for value in 0 -1 x '' 3600001; do
   refused copy-delay "$value" '1 to 3600000'
 done
+for value in '' maybe 2; do
+  refused allow-outside "$value" 'on.*off'
+done
+refused base '' 'path'
+refused base /nonexistent/base 'No such file'
+refused overlay '' 'path'
+refused overlay /nonexistent/overlay 'No such file'
+refused snapshot '' 'GUID'
+refused snapshot '{00000001-1111-2222-3333-444444444444}' 'DiskDescriptor.xml'
 if start_nbdkit file="$image" discard=keep prealloc-mode=truncate; then
   stop_nbdkit
   wrong "discard=keep with prealloc-mode=truncate, which makes holes"
@@ -165,8 +174,9 @@ run_nbdkit --dump-plugin "$PLUGIN" | sed -n 's/^plugin_parameter=//p' |
   sort > "$tmp/dumped"
 run_nbdkit "$PLUGIN" --help |
   sed -nE 's/^([a-z-]+)=<.*/\1/p' | sort > "$tmp/helped"
-printf '%s\n' cache copy-delay detect-zeroes discard enospc extents fast-path \
-  prealloc prealloc-mode runners writeback-delay > "$tmp/known"
+printf '%s\n' allow-outside base cache copy-delay detect-zeroes discard enospc \
+  extents fast-path overlay prealloc prealloc-mode runners snapshot \
+  writeback-delay > "$tmp/known"
 diff "$tmp/dumped" "$tmp/known" || wrong "--dump-plugin has other parameters"
 diff "$tmp/helped" "$tmp/known" || wrong "--help has other parameters"
 
