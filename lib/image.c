@@ -325,6 +325,7 @@ init_engine (struct image *image)
   gate_init (&disk->gate);
   disk->discard = image->options.discard;
   disk->detect_zeroes = image->options.detect_zeroes;
+  disk->keeps_remote = image->options.base_cache && !image_is_read_only (image);
   flusher_init (&disk->flusher, &disk->alloc, &disk->commit, &disk->trims,
                 disk->stats, &image->log, &flusher_options);
   submit_init (&image->submit, disk, !image->options.no_fast_path,

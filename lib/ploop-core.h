@@ -139,6 +139,8 @@ struct ploop_open_options {
    * disk; ends with NULL.  NULL: none.
    */
   const char *const *bases;
+  bool base_cache;              /* what is read from an NBD export is copied to the
+                                   top delta, if that may be written */
   const char *overlay;          /* a delta for all changes, created if missing;
                                    the rest is only read.  NULL: none */
   ploop_log_fn log;             /* NULL: no messages */

@@ -150,33 +150,6 @@ is_whole_cluster (const struct disk *disk, const struct extent *piece,
              || offset + piece->length == layout->size);
 }
 
-/* ---- Reading ----------------------------------------------------------- */
-
-int
-request_read (const struct disk *disk, void *buf, size_t length,
-              uint64_t offset)
-{
-  while (length > 0) {
-    const struct extent extent = next_extent (disk, length, offset);
-    const size_t n = (size_t) extent.length;
-
-    /* What no delta has reads as zeros: nothing to look up on disk. */
-    if (!map_word_is_mapped (extent.word))
-      memset (buf, 0, n);
-    else {
-      int r = delta_pread (chain_delta (&disk->chain, extent.word), buf, n,
-                           extent.host_offset);
-
-      if (r < 0)
-        return r;
-    }
-    buf = (char *) buf + n;
-    offset += n;
-    length -= n;
-  }
-  return 0;
-}
-
 /* ---- Writing ----------------------------------------------------------- */
 
 /* What a request says that has failed with R: an error, or that it needs what
@@ -281,6 +254,76 @@ copy_up (struct disk *disk, const struct extent *piece, const void *buf,
     g_assert_not_reached ();    /* nobody else changes such a word */
   stats_add (disk->stats, STATS_ALLOCATIONS, 1);
   stats_add (disk->stats, STATS_COPIES, 1);
+  return 0;
+}
+
+/* ---- Reading ----------------------------------------------------------- */
+
+/* Is a piece to be copied to the top delta because it is read? */
+static bool
+is_to_be_kept (const struct disk *disk, const struct extent *extent)
+{
+  return disk->keeps_remote && map_word_is_mapped (extent->word)
+         && chain_delta (&disk->chain, extent->word)->remote;
+}
+
+/* Copy the cluster at OFFSET to the top delta as it is.  For the runner that owns
+ * it.  When that fails, for lack of space for example, it is read where it is.
+ */
+static void
+keep (struct disk *disk, uint64_t offset)
+{
+  const uint64_t cluster_size = disk->delta->layout.cluster_size;
+  struct extent nothing =
+    first_piece (disk, cluster_size, offset / cluster_size * cluster_size);
+
+  nothing.length = 0;
+  copy_up (disk, &nothing, NULL, nothing.cluster * cluster_size);
+}
+
+static int
+read_extent (const struct disk *disk, void *buf, const struct extent *extent)
+{
+  /* What no delta has reads as zeros: nothing to look up on disk. */
+  if (!map_word_is_mapped (extent->word)) {
+    memset (buf, 0, (size_t) extent->length);
+    return 0;
+  }
+  return delta_pread (chain_delta (&disk->chain, extent->word), buf,
+                      (size_t) extent->length, extent->host_offset);
+}
+
+/* The next piece of a read, from where it is to be read. */
+static int
+next_read (struct disk *disk, uint64_t length, uint64_t offset,
+           unsigned flags, struct extent *extent)
+{
+  *extent = next_extent (disk, length, offset);
+  if (G_LIKELY (!is_to_be_kept (disk, extent)))
+    return 0;
+  if (!(flags & REQUEST_OWNER))
+    return REQUEST_NEEDS_OWNER;
+  keep (disk, offset);
+  *extent = first_piece (disk, length, offset);
+  return 0;
+}
+
+int
+request_read (struct disk *disk, void *buf, size_t length, uint64_t offset,
+              unsigned flags)
+{
+  while (length > 0) {
+    struct extent extent;
+    int r = next_read (disk, length, offset, flags, &extent);
+
+    if (r == 0)
+      r = read_extent (disk, buf, &extent);
+    if (r != 0)
+      return r;
+    buf = (char *) buf + extent.length;
+    offset += extent.length;
+    length -= (size_t) extent.length;
+  }
   return 0;
 }
 

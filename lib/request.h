@@ -44,6 +44,7 @@ struct disk {
   struct stats *stats;
   enum ploop_discard discard;
   enum ploop_detect_zeroes detect_zeroes;
+  bool keeps_remote;            /* what is read from a remote delta */
 };
 
 /* Results beside 0 and a negative errno: there is no space now, but there is
@@ -53,8 +54,8 @@ struct disk {
 enum request_result {
   REQUEST_NEEDS_CLUSTER = 1,
   REQUEST_NEEDS_ROOM = 2,
-  /* No lack of space: some of the range has to be copied from a lower delta, by
-   * the runner that owns it.
+  /* No lack of space: some of the range is to be copied from a lower delta, by the
+   * runner that owns it.
    */
   REQUEST_NEEDS_OWNER = 3,
 };
@@ -64,8 +65,9 @@ enum request_result {
  */
 #define REQUEST_OWNER (1u << 16)
 
-int request_read (const struct disk *disk, void *buf, size_t length,
-                  uint64_t offset);
+/* Of FLAGS, REQUEST_OWNER counts. */
+int request_read (struct disk *disk, void *buf, size_t length,
+                  uint64_t offset, unsigned flags);
 
 /* Those that change the disk clear *DURABLE when it takes a commit to make what
  * they did durable.  Of FLAGS, PLOOP_FUA and REQUEST_OWNER count.

@@ -101,7 +101,7 @@ do_range (struct submit *submit, const ploop_request *request, uint64_t done,
 
   switch (request->operation) {
   case PLOOP_READ:
-    return request_read (disk, buf, (size_t) length, offset);
+    return request_read (disk, buf, (size_t) length, offset, owner);
   case PLOOP_WRITE:
     return request_write (disk, buf, (size_t) length, offset,
                           owner | (is_forced (submit, request) ? PLOOP_FUA : 0),

@@ -259,6 +259,12 @@ add_base (const char *key, const char *value)
 }
 
 static int
+set_base_cache (const char *key, const char *value)
+{
+  return parse_bool (key, value, &options.base_cache);
+}
+
+static int
 set_overlay (const char *key, const char *value)
 {
   if (overlay || *value == '\0') {
@@ -292,6 +298,7 @@ static const struct parameter {
 } parameters[] = {
   { "allow-outside", set_allow_outside },
   { "base", add_base },
+  { "base-cache", set_base_cache },
   { "cache", set_cache },
   { "copy-delay", set_copy_delay },
   { "detect-zeroes", set_detect_zeroes },
@@ -347,6 +354,7 @@ ploop_config_complete (void)
   "                       or the directory that holds one.\n" \
   "snapshot=<GUID>        Serve this snapshot of it, to be read.\n" \
   "base=<IMAGE>           A lower delta; once for each, the base last.\n" \
+  "base-cache=<BOOL>      Keep what is read from a base on a server (default off).\n" \
   "overlay=<IMAGE>        Write to this delta only (created if missing).\n" \
   "allow-outside=<BOOL>   The descriptor may name files elsewhere (default off).\n" \
   "cache=<MODE>           writeback (default), none (O_DIRECT), writethrough.\n" \

@@ -90,6 +90,7 @@ for value in 0 -1 x '' 3600001; do
 done
 for value in '' maybe 2; do
   refused allow-outside "$value" 'on.*off'
+  refused base-cache "$value" 'on.*off'
 done
 refused base '' 'path'
 refused base /nonexistent/base 'No such file'
@@ -174,8 +175,8 @@ run_nbdkit --dump-plugin "$PLUGIN" | sed -n 's/^plugin_parameter=//p' |
   sort > "$tmp/dumped"
 run_nbdkit "$PLUGIN" --help |
   sed -nE 's/^([a-z-]+)=<.*/\1/p' | sort > "$tmp/helped"
-printf '%s\n' allow-outside base cache copy-delay detect-zeroes discard enospc \
-  extents fast-path overlay prealloc prealloc-mode runners snapshot \
+printf '%s\n' allow-outside base base-cache cache copy-delay detect-zeroes discard \
+  enospc extents fast-path overlay prealloc prealloc-mode runners snapshot \
   writeback-delay > "$tmp/known"
 diff "$tmp/dumped" "$tmp/known" || wrong "--dump-plugin has other parameters"
 diff "$tmp/helped" "$tmp/known" || wrong "--help has other parameters"
