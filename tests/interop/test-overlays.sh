@@ -15,8 +15,8 @@ requires nbdcopy nbdinfo qemu-io qemu-img sha256sum
 # tree_state DIR: all that must not change below DIR.
 tree_state ()
 {
-  (cd "$1" && find . -type f -exec sha256sum {} + | sort -k 2 &&
-   find . -printf '%p %s %T@ %i\n' | sort)
+  (cd "$1" && find . -type f -exec sha256sum {} + &&
+   find . -printf '%p %s %T@ %i\n') | sort
 }
 
 # io COMMAND...: qemu-io on what is served, and on the oracle $tmp/raw.

@@ -233,6 +233,25 @@ start_remote file "$tmp/base.raw"
 wait $writer || fail "a write that waited has failed"
 expect_content "a write that waited"
 
+# nbdkit forks between opening the base and serving it.
+if nbdkit_is_plain; then
+  stop_nbdkit
+  rm -f "$sock" "$pid_file"
+  nbdkit -U "$sock" -P "$pid_file" "$PLUGIN" file="$tmp/top.hds" \
+    base="$remote_uri"
+  wait_until test -s "$pid_file" || fail "the server does not come up"
+  nbdkit_pid=$(cat "$pid_file")
+  expect_content "in the background"
+  io 'write -P 0x34 2001k 5k' flush
+  stop_remote KILL
+  start_remote file "$tmp/base.raw"
+  expect_content "in the background, the base's server started again"
+  kill -TERM "$nbdkit_pid"
+  wait_until _has_ended "$nbdkit_pid" || fail "the server does not end"
+  nbdkit_pid=
+  work
+fi
+
 # We are killed: what was flushed is there.
 io 'write -P 0x33 3001k 5k' flush
 kill -KILL "$nbdkit_pid"
