@@ -11,7 +11,8 @@
 
 set -euo pipefail
 . "$abs_top_srcdir/tests/functions.sh"
-requires nbdcopy nbdinfo qemu-io qemu-img sha256sum timeout flock
+requires nbdcopy nbdinfo qemu-io qemu-img qemu-nbd sha256sum timeout flock
+[ -x "${FCNTL_HOLD:-}" ] || fail "FCNTL_HOLD is not set: use make check"
 unpack_corpus
 corpus=$tmp/corpus
 
@@ -459,8 +460,9 @@ cleanup_fn eval 'kill $qemu_nbd 2> /dev/null'
 wait_until test -s "$tmp/qpid" || fail "qemu-nbd does not come up"
 expect_refusal 'root\.hds.*in use' file="$dir"
 expect_refusal 'root\.hds.*in use' -r file="$dir"
-kill $qemu_nbd
-wait $qemu_nbd || true
+kill "$qemu_nbd"
+wait "$qemu_nbd" || true
+qemu_nbd=
 
 # None is left behind.
 for file in "$top" "${lower[@]}"; do
