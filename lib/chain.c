@@ -63,17 +63,45 @@ static bool
 lock_beside (struct delta *delta, const struct delta *top, GError **error)
 {
   return delta->remote || is_same_directory (delta, top)
-         || lock_descriptor (delta->path, false, &delta->descriptor_lock_fd,
-                             error);
+         || lock_descriptor (delta->path,
+                             top->read_only ? DESCRIPTOR_LOCK_READER
+                                            : DESCRIPTOR_LOCK_BASE,
+                             &delta->descriptor_lock_fd, error);
 }
 
+/* Is the file that SOURCE says one of those above LEVEL?  To be asked before it is
+ * locked, for its own lock would be in the way.
+ */
 static bool
-is_same_file (const struct delta *delta, const struct delta *other)
+is_twice (const struct chain *chain, unsigned level,
+          const struct chain_source *source, GError **error)
 {
-  struct stat a, b;
+  struct stat st, above;
 
-  return fstat (delta->fd, &a) == 0 && fstat (other->fd, &b) == 0
-         && a.st_dev == b.st_dev && a.st_ino == b.st_ino;
+  if ((source->path_fd >= 0 ? fstat (source->path_fd, &st)
+                            : stat (source->path, &st)) == -1)
+    return false;               /* opening it says why, or it is a URI */
+  for (unsigned i = level + 1; i < chain->nr_levels; i++)
+    if (fstat (chain->levels[i]->fd, &above) == 0
+        && st.st_dev == above.st_dev && st.st_ino == above.st_ino) {
+      g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_ARGUMENT,
+                   "%s: is twice in the chain: each delta is given once, from "
+                   "the one below the top to the base", source->path);
+      return true;
+    }
+  return false;
+}
+
+/* The smallest disk of those above LEVEL. */
+static const struct delta *
+smallest_above (const struct chain *chain, unsigned level)
+{
+  const struct delta *smallest = chain_top (chain);
+
+  while (++level < chain->nr_levels)
+    if (chain->levels[level]->layout.size < smallest->layout.size)
+      smallest = chain->levels[level];
+  return smallest;
 }
 
 /* Does LEVEL, just opened, fit those above it? */
@@ -83,14 +111,8 @@ fits (const struct chain *chain, unsigned level, const struct log *log,
 {
   const struct delta *delta = chain->levels[level];
   const struct delta *top = chain_top (chain);
+  const struct delta *smallest = smallest_above (chain, level);
 
-  for (unsigned i = level + 1; i < chain->nr_levels; i++)
-    if (is_same_file (delta, chain->levels[i])) {
-      g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_ARGUMENT,
-                   "%s: is twice in the chain: each delta is given once, from "
-                   "the one below the top to the base", delta->path);
-      return false;
-    }
   if (delta->layout.cluster_size != top->layout.cluster_size) {
     g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_FORMAT,
                  "%s: cluster size is %" G_GUINT32_FORMAT " bytes, but that of "
@@ -99,18 +121,18 @@ fits (const struct chain *chain, unsigned level, const struct log *log,
                  top->layout.cluster_size);
     return false;
   }
-  if (delta->layout.size > top->layout.size)
+  if (delta->layout.size > smallest->layout.size)
     log_warning (log, "%s: has a disk of %" G_GUINT64_FORMAT " bytes, larger "
-                 "than that of %s, above it (%" G_GUINT64_FORMAT "): what lies "
-                 "beyond is not seen", delta->path, delta->layout.size,
-                 top->path, top->layout.size);
+                 "than that of %s, above it (%" G_GUINT64_FORMAT "): is this the "
+                 "right order?", delta->path, delta->layout.size,
+                 smallest->path, smallest->layout.size);
   return true;
 }
 
 static bool
 open_level (struct chain *chain, unsigned level,
-            const struct chain_source *source, const struct log *log,
-            GError **error)
+            const struct chain_source *source,
+            const struct chain_options *options, GError **error)
 {
   const struct delta_source of_delta = {
     .path = source->path,
@@ -118,19 +140,23 @@ open_level (struct chain *chain, unsigned level,
     .raw_cluster_size =
       source->may_be_raw ? chain_top (chain)->layout.cluster_size : 0,
     .descriptor_is_locked = true,       /* see lock_beside */
-    .log = log,
+    .log = options->log,
+    .give_up = options->give_up,
+    .give_up_opaque = options->give_up_opaque,
   };
 
+  if (is_twice (chain, level, source, error))
+    return false;
   chain->levels[level] =
     delta_open_source (&of_delta, DELTA_LOCK_READER, error);
   return chain->levels[level]
          && lock_beside (chain->levels[level], chain_top (chain), error)
-         && fits (chain, level, log, error);
+         && fits (chain, level, options->log, error);
 }
 
 bool
 chain_open (struct chain *chain, const GArray *sources, struct delta *top,
-            const struct log *log, GError **error)
+            const struct chain_options *options, GError **error)
 {
   chain->nr_levels = sources->len;
   chain->levels = g_new0 (struct delta *, chain->nr_levels);
@@ -145,10 +171,28 @@ chain_open (struct chain *chain, const GArray *sources, struct delta *top,
   for (unsigned level = sources->len - 1; level-- > 0;)
     if (!open_level (chain, level,
                      &g_array_index (sources, struct chain_source, level),
-                     log, error)) {
+                     options, error)) {
       chain_close (chain);
       return false;
     }
+  return true;
+}
+
+bool
+chain_lock (struct chain *chain, const char *descriptor, GError **error)
+{
+  const struct delta *top = chain_top (chain);
+  g_autofree char *beside = lock_descriptor_name (top->path);
+  int fd;
+
+  if (strcmp (beside, descriptor) == 0)
+    return true;
+  if (!lock_descriptor_file (descriptor,
+                             top->read_only ? DESCRIPTOR_LOCK_READER
+                                            : DESCRIPTOR_LOCK_WRITER,
+                             &fd, error))
+    return false;
+  chain->lock_fd = MAX (fd, 0);
   return true;
 }
 
@@ -164,6 +208,9 @@ chain_close (struct chain *chain)
 {
   for (unsigned i = 0; i < chain->nr_levels; i++)
     delta_close (chain->levels[i]);
+  if (chain->lock_fd > 0)
+    close (chain->lock_fd);
+  chain->lock_fd = 0;
   g_clear_pointer (&chain->levels, g_free);
   chain->nr_levels = 0;
 }

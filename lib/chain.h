@@ -26,6 +26,7 @@
 struct chain {
   struct delta **levels;        /* base first */
   unsigned nr_levels;
+  int lock_fd;                  /* of a descriptor by another name; 0: none */
 };
 
 static inline struct delta *
@@ -62,6 +63,13 @@ void chain_sources_add (GArray *sources, const char *path, int path_fd,
 /* A new array of struct chain_source, which closes and frees what is in it. */
 GArray *chain_sources_new (void);
 
+/* For remote deltas; see delta_source. */
+struct chain_options {
+  const struct log *log;
+  bool (*give_up) (void *opaque);
+  void *give_up_opaque;
+};
+
 /* Open what SOURCES (of struct chain_source) say, base first.  TOP, the last of
  * them, is open already and taken over.
  *
@@ -69,7 +77,13 @@ GArray *chain_sources_new (void);
  * or locked, or does not fit the others.
  */
 bool chain_open (struct chain *chain, const GArray *sources,
-                 struct delta *top, const struct log *log, GError **error);
+                 struct delta *top, const struct chain_options *options,
+                 GError **error);
+
+/* Lock the descriptor whose name is DESCRIPTOR for this chain, if the deltas' own
+ * locks are not that.
+ */
+bool chain_lock (struct chain *chain, const char *descriptor, GError **error);
 
 /* Let those who wait for what is remote wait no longer. */
 void chain_stop (const struct chain *chain);

@@ -69,9 +69,9 @@ static bool
 try_clone (struct delta *target, uint64_t target_offset,
            struct delta *source, uint64_t offset, uint32_t length, int *result)
 {
-  /* Half a block at the end of a file cannot be shared. */
+  /* Half a block at the end of a disk or a file cannot be shared. */
   if (atomic_load_explicit (&source->no_clone_from, memory_order_relaxed)
-      || offset + length > source->file_size)
+      || length < source->layout.cluster_size || offset + length > source->file_size)
     return false;
   *result = delta_clone_range (target, target_offset, source, offset, length);
   if (*result != -ENOTSUP)
@@ -85,8 +85,8 @@ copy_cluster (struct delta *target, uint64_t target_offset,
               struct delta *source, uint64_t offset, uint32_t length,
               struct copy_part left_out)
 {
-  const struct copy_part before = { 0, left_out.from };
-  const struct copy_part after = { left_out.to, length };
+  const struct copy_part before = { 0, MIN (left_out.from, length) };
+  const struct copy_part after = { MIN (left_out.to, length), length };
   int r;
 
   if (before.from == before.to && after.from == after.to)

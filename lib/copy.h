@@ -20,8 +20,8 @@ struct copy_part {
   uint32_t from, to;
 };
 
-/* Copy LENGTH bytes at OFFSET of SOURCE to TARGET_OFFSET of TARGET, a place that
- * reads as zeros, but for what LEFT_OUT (within LENGTH) says: it may be copied or
+/* Copy LENGTH bytes at OFFSET of SOURCE, a cluster or the beginning of one, to
+ * TARGET_OFFSET of TARGET, a place that reads as zeros, but for what LEFT_OUT says: it may be copied or
  * not, or be anything in between when this fails.
  *
  * Blocks for as long as it takes.  From any thread.  Returns 0 or a negative

@@ -156,7 +156,8 @@ lock_and_replace (int fd, const char *path,
                  "%s: exists and is not a regular file: choose another name",
                  path);
   else if (lock_image (fd, path, true, error)
-           && lock_descriptor (path, true, &descriptor_fd, error))
+           && lock_descriptor (path, DESCRIPTOR_LOCK_WRITER, &descriptor_fd,
+                               error))
     r = write_beside_and_rename (path, &st, header, error);
 
   if (descriptor_fd >= 0)

@@ -258,8 +258,10 @@ lock_delta (struct delta *delta, const struct delta_source *source,
   if (!lock_image (delta->fd, delta->path, writer, error))
     return false;
   return source->descriptor_is_locked
-         || lock_descriptor (delta->path, writer, &delta->descriptor_lock_fd,
-                             error);
+         || lock_descriptor (delta->path,
+                             writer ? DESCRIPTOR_LOCK_WRITER
+                                    : DESCRIPTOR_LOCK_READER,
+                             &delta->descriptor_lock_fd, error);
 }
 
 static bool
@@ -293,7 +295,11 @@ static bool
 connect (struct delta *delta, const struct delta_source *source,
          GError **error)
 {
-  const struct remote_options options = { .log = source->log };
+  const struct remote_options options = {
+    .log = source->log,
+    .give_up = source->give_up,
+    .give_up_opaque = source->give_up_opaque,
+  };
 
   delta->path = strdup (source->path);
   delta->read_only = true;

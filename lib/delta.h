@@ -75,7 +75,10 @@ struct delta_source {
                                    is a raw disk, a block device too, of which
                                    BAT entry I is cluster I */
   bool descriptor_is_locked;    /* the one beside it, by who opens it */
-  const struct log *log;        /* for what is remote; outlives the delta */
+  /* For what is remote: see remote_options.  LOG outlives the delta. */
+  const struct log *log;
+  bool (*give_up) (void *opaque);
+  void *give_up_opaque;
 };
 
 /* Open and lock a file and check its header.  A writer whose file does not

@@ -82,16 +82,35 @@ check_location (const struct location *location, const struct delta *top,
   return location_is_current (location, error);
 }
 
+/* Below an overlay the deltas' own locks on the descriptor must do: others may
+ * read.
+ */
+static bool
+lock_named (struct chain *chain, const struct location *location,
+            const struct ploop_open_options *options, GError **error)
+{
+  return !location->descriptor || options->beside || location->part > 0
+         || options->overlay
+         || chain_lock (chain, location->descriptor->path, error);
+}
+
 static bool
 open_located (struct chain *chain, const struct location *location,
               const struct ploop_open_options *options,
               const struct log *log, GError **error)
 {
+  const struct chain_options chain_options = {
+    .log = log,
+    .give_up = options->give_up,
+    .give_up_opaque = options->give_up_opaque,
+  };
   struct delta *top = open_top (location, options, log, error);
 
-  if (!top || !chain_open (chain, location->deltas, top, log, error))
+  if (!top
+      || !chain_open (chain, location->deltas, top, &chain_options, error))
     return false;
-  if (check_location (location, top, error))
+  if (lock_named (chain, location, options, error)
+      && check_location (location, top, error))
     return true;
   chain_close (chain);
   return false;

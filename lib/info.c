@@ -39,7 +39,7 @@ lock_state (const struct delta *delta)
 
   if (state != PLOOP_UNLOCKED)
     return state;
-  if (!lock_descriptor (delta->path, false, &fd, NULL))
+  if (!lock_descriptor (delta->path, DESCRIPTOR_LOCK_READER, &fd, NULL))
     return PLOOP_LOCKED_FOR_WRITING;
   if (fd >= 0)
     close (fd);

@@ -27,6 +27,13 @@ location_clear (struct location *location)
   g_clear_pointer (&location->descriptor, descriptor_free);
 }
 
+void
+location_undo (const struct location *location)
+{
+  if (location->created)
+    unlink (location->created);
+}
+
 /* ---- By a descriptor --------------------------------------------------- */
 
 #define DESCRIPTOR_NAME "DiskDescriptor.xml"
@@ -350,6 +357,7 @@ add_overlay (struct location *location,
     }
     if (!create_overlay (location, options->overlay, log, error))
       return false;
+    location->created = options->overlay;
   }
   chain_sources_add (location->deltas, options->overlay, -1, false);
   location->read_only = options->read_only;

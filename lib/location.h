@@ -19,6 +19,7 @@ struct location {
   bool read_only;               /* it must not be written */
   struct descriptor *descriptor;        /* that says so; NULL: none */
   uint32_t cluster_size;        /* bytes; by the descriptor, else 0 */
+  const char *created;          /* the overlay's name, if it was created */
   unsigned part, nr_parts;      /* of a split disk; else 0 of 1 */
   uint64_t start, length;       /* bytes of the disk; 0 of any for the whole */
 };
@@ -42,6 +43,9 @@ char *location_descriptor (const char *path);
  * false and sets ERROR when somebody has replaced it meanwhile.
  */
 bool location_is_current (const struct location *location, GError **error);
+
+/* The disk could not be opened: leave behind what was there before. */
+void location_undo (const struct location *location);
 
 /* Of one of zeros, does nothing. */
 void location_clear (struct location *location);

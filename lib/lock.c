@@ -148,13 +148,15 @@ lock_look (int fd)
  * name (a link, a fifo) is not opened.
  */
 static int
-open_lock_file (const char *name, bool writer)
+open_lock_file (const char *name, enum descriptor_lock lock)
 {
   const int flags = O_CLOEXEC | O_NOCTTY | O_NONBLOCK | O_NOFOLLOW;
-  int fd = writer ? open (name, O_RDWR | O_CREAT | flags, 0600)
-                  : open (name, O_RDONLY | flags);
+  int fd = lock == DESCRIPTOR_LOCK_READER
+             ? -1 : open (name, O_RDWR | O_CREAT | flags, 0600);
   struct stat st;
 
+  if (fd == -1 && lock != DESCRIPTOR_LOCK_WRITER)
+    fd = open (name, O_RDONLY | flags);
   if (fd >= 0 && (fstat (fd, &st) == -1 || !S_ISREG (st.st_mode))) {
     close (fd);
     errno = EINVAL;
@@ -163,47 +165,68 @@ open_lock_file (const char *name, bool writer)
   return fd;
 }
 
-bool
-lock_descriptor (const char *path, bool writer, int *fd, GError **error)
+/* Returns 0 or a negative errno. */
+static int
+try_flock (int fd, int operation)
 {
-  g_autofree char *directory = g_path_get_dirname (path);
-  g_autofree char *descriptor =
-    g_build_filename (directory, "DiskDescriptor.xml", NULL);
+  for (int tries = 0; flock (fd, operation | LOCK_NB) == -1;) {
+    if (errno == EINTR)
+      continue;
+    if (errno != EWOULDBLOCK || tries++ == LOOK_TRIES)
+      return -errno;
+    g_usleep (LOOK_USEC);
+  }
+  return 0;
+}
+
+bool
+lock_descriptor_file (const char *descriptor, enum descriptor_lock lock,
+                      int *fd, GError **error)
+{
   g_autofree char *lock_file = g_strconcat (descriptor, ".lck", NULL);
-  int tries = 0;
+  int r;
 
-  *fd = -1;
-  if (access (descriptor, F_OK) == -1)
-    return true;
-
-  *fd = open_lock_file (lock_file, writer);
+  *fd = open_lock_file (lock_file, lock);
   if (*fd == -1) {
-    /* A reader leaves no file behind where ploop has never been, and one that
-     * may not open ploop's lock can still be kept out by the other kind.
+    /* One that may not open ploop's lock can still be kept out by the other
+     * kind.
      */
-    if (!writer)
+    if (lock != DESCRIPTOR_LOCK_WRITER)
       return true;
     error_set_system (error, errno, "%s: cannot be opened to keep ploop out",
                       lock_file);
     return false;
   }
+  r = try_flock (*fd, lock == DESCRIPTOR_LOCK_WRITER ? LOCK_EX : LOCK_SH);
+  if (r == 0)
+    return true;
+  if (r == -EWOULDBLOCK)
+    g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_IN_USE,
+                 "%s: in use by ploop or another server, which holds %s: stop it "
+                 "first; a server has its snapshots as exports",
+                 descriptor, lock_file);
+  else
+    error_set_system (error, r, "%s: cannot be locked", lock_file);
+  close (*fd);
+  *fd = -1;
+  return false;
+}
 
-  while (flock (*fd, (writer ? LOCK_EX : LOCK_SH) | LOCK_NB) == -1) {
-    if (errno == EINTR)
-      continue;
-    if (errno == EWOULDBLOCK && tries++ < LOOK_TRIES) {
-      g_usleep (LOOK_USEC);
-      continue;
-    }
-    if (errno == EWOULDBLOCK)
-      g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_IN_USE,
-                   "%s: in use by ploop, which holds %s: wait for it to end",
-                   path, lock_file);
-    else
-      error_set_system (error, errno, "%s: cannot be locked", lock_file);
-    close (*fd);
-    *fd = -1;
-    return false;
-  }
-  return true;
+char *
+lock_descriptor_name (const char *path)
+{
+  g_autofree char *directory = g_path_get_dirname (path);
+
+  return g_build_filename (directory, "DiskDescriptor.xml", NULL);
+}
+
+bool
+lock_descriptor (const char *path, enum descriptor_lock lock, int *fd,
+                 GError **error)
+{
+  g_autofree char *descriptor = lock_descriptor_name (path);
+
+  *fd = -1;
+  return access (descriptor, F_OK) == -1
+         || lock_descriptor_file (descriptor, lock, fd, error);
 }

@@ -6,8 +6,9 @@
  *   byte-range locks on the image  qemu (7.2: OFD locks) and libploop 9: byte
  *                                  100+n for a permission used, 200+n for one
  *                                  not shared
- *   flock on DiskDescriptor.xml.lck  ploop 1.15; only where an image has a
- *                                  DiskDescriptor.xml beside it
+ *   flock on DiskDescriptor.xml.lck  ploop 1.15: the lock of the descriptor that
+ *                                  it was given, whatever its name; and of the
+ *                                  DiskDescriptor.xml beside an image
  *
  * Both are held by open file descriptions, so they live through a fork and end
  * with the process however it ends.
@@ -29,12 +30,31 @@
  */
 bool lock_image (int fd, const char *path, bool writer, GError **error);
 
-/* Lock the descriptor beside the image PATH (its real path), when there is
- * one.  *FD becomes the descriptor that holds the lock, or -1 when there is
- * nothing to lock: no DiskDescriptor.xml, or a reader finds no lock file.
- * Waits a fraction of a second at most.  Closing *FD unlocks.
+/* How ploop's lock is taken. */
+enum descriptor_lock {
+  DESCRIPTOR_LOCK_READER,       /* others may read; leaves no file behind */
+  DESCRIPTOR_LOCK_BASE,         /* the same, for who writes to a delta that rests
+                                   on the disk: the lock file is made if it is
+                                   not there and can be */
+  DESCRIPTOR_LOCK_WRITER,       /* alone; makes the lock file */
+};
+
+/* Lock the descriptor DESCRIPTOR, an existing file's name.  *FD becomes the file
+ * descriptor that holds the lock, or -1 when there is nothing to lock: who does not
+ * write to the disk finds no lock file.  Waits a fraction of a second at most.
+ * Closing *FD unlocks.
  */
-bool lock_descriptor (const char *path, bool writer, int *fd, GError **error);
+bool lock_descriptor_file (const char *descriptor, enum descriptor_lock lock,
+                           int *fd, GError **error);
+
+/* The same for the DiskDescriptor.xml beside the image PATH (its real path), if
+ * there is one.
+ */
+bool lock_descriptor (const char *path, enum descriptor_lock lock, int *fd,
+                      GError **error);
+
+/* The name of that (g_free), whether it is there or not. */
+char *lock_descriptor_name (const char *path);
 
 /* What others hold of the image open at FD, without locking anything. */
 enum ploop_lock_state lock_look (int fd);

@@ -85,6 +85,8 @@ open_part (ploop_image *image, const char *path, unsigned part,
                  "%s: was changed while the disk was opened: try again", path);
   else if ((opened = image_open (&location, options, error)))
     ok = parts_add (image, &location, opened, error);
+  if (!ok)
+    location_undo (&location);
   location_clear (&location);
   return ok;
 }

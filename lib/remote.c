@@ -54,6 +54,9 @@
 #define FIRST_PAUSE (SECONDS (1) / 10)
 #define LONGEST_PAUSE SECONDS (2)
 
+/* Who waits asks so often whether to go on: ms. */
+#define ASK_AFTER 1000
+
 /* What an attempt gets even if the time to try is over. */
 #define SHORTEST_ATTEMPT SECONDS (1)
 
@@ -114,6 +117,8 @@ struct remote {
   gint64 reply_time, retry_time; /* microseconds */
   uint64_t size;
   int stop_fd;                  /* readable when stopped */
+  bool (*give_up) (void *opaque);
+  void *give_up_opaque;
   struct extents extents;       /* remote_next_data's */
 
   pthread_mutex_t lock;         /* for all below */
@@ -166,6 +171,12 @@ milliseconds_until (gint64 deadline)
   return left <= 0 ? 0 : (int) MIN ((left + 999) / 1000, G_MAXINT);
 }
 
+static bool
+gives_up (const struct remote *remote)
+{
+  return remote->give_up && remote->give_up (remote->give_up_opaque);
+}
+
 /* Let libnbd do what its socket is ready for.  An error of the socket is for
  * whatever libnbd wants to do next to find.
  */
@@ -198,10 +209,11 @@ advance (struct nbd_handle *nbd, struct attempt *attempt)
     fds[0].events |= POLLIN;
   if (direction & LIBNBD_AIO_DIRECTION_WRITE)
     fds[0].events |= POLLOUT;
-  r = poll (fds, G_N_ELEMENTS (fds), milliseconds_until (attempt->deadline));
+  r = poll (fds, G_N_ELEMENTS (fds),
+            MIN (milliseconds_until (attempt->deadline), ASK_AFTER));
   if (r == -1)
     return errno == EINTR ? 0 : lost (attempt, g_strerror (errno));
-  if (fds[1].revents)
+  if (fds[1].revents || (r == 0 && gives_up (attempt->remote)))
     return -ESHUTDOWN;
   if (r > 0 && notify (nbd, direction, fds[0].revents) == -1)
     return lost (attempt, nbd_get_error ());
@@ -619,6 +631,8 @@ pause_before_next (struct attempt *attempt)
   end = attempt->failed_at + remote->retry_time;
   if (now >= end)
     return -EIO;
+  if (gives_up (remote))
+    return -ESHUTDOWN;
   if (poll (&stop, 1, milliseconds_until (MIN (now + attempt->pause, end)))
       > 0)
     return -ESHUTDOWN;
@@ -901,6 +915,8 @@ new_remote (const char *uri, const struct remote_options *options)
   remote->reply_time = SECONDS (options->reply_seconds != 0
                                   ? options->reply_seconds
                                   : DEFAULT_REPLY_SECONDS);
+  remote->give_up = options->give_up;
+  remote->give_up_opaque = options->give_up_opaque;
   remote->retry_time = SECONDS (options->retry_seconds != 0
                                   ? options->retry_seconds
                                   : DEFAULT_RETRY_SECONDS);

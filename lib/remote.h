@@ -48,6 +48,11 @@ struct remote_options {
   unsigned reply_seconds;       /* what one answer may take; 0: 30 */
   unsigned retry_seconds;       /* how long a read is tried again; 0: 30 */
   const struct log *log;        /* must outlive the remote; NULL: nowhere */
+  /* Asked about once a second, by a read that waits: true ends this read with
+   * -ESHUTDOWN.  NULL: never.
+   */
+  bool (*give_up) (void *opaque);
+  void *give_up_opaque;
 };
 
 #define REMOTE_CONNECTIONS 8u

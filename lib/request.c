@@ -195,6 +195,18 @@ allocate (struct disk *disk, uint64_t cluster, uint64_t *word)
   return 0;
 }
 
+/* How many of LENGTH bytes at OFFSET of the disk the delta that WORD names has: a
+ * lower one may end inside its last cluster.
+ */
+static uint64_t
+length_inside (const struct disk *disk, uint64_t word, uint64_t length,
+               uint64_t offset)
+{
+  const uint64_t size = chain_delta (&disk->chain, word)->layout.size;
+
+  return size <= offset ? 0 : MIN (length, size - offset);
+}
+
 /* ---- Copy-on-write ----------------------------------------------------- */
 
 /* Fill a host cluster of the top delta, at HOST, with what the cluster of PIECE is
@@ -212,7 +224,9 @@ fill_copy (struct disk *disk, const struct extent *piece, const void *buf,
 
   if (!whole)
     r = copy_cluster (disk->delta, host, chain_delta (&disk->chain, piece->word),
-                      piece->host_offset - from, cluster_size, ours);
+                      piece->host_offset - from,
+                      (uint32_t) length_inside (disk, piece->word, cluster_size,
+                                                offset - from), ours);
   if (r < 0)
     return r;
   if (buf)
@@ -282,15 +296,20 @@ keep (struct disk *disk, uint64_t offset)
 }
 
 static int
-read_extent (const struct disk *disk, void *buf, const struct extent *extent)
+read_extent (const struct disk *disk, void *buf, const struct extent *extent,
+             uint64_t offset)
 {
+  size_t n;
+
   /* What no delta has reads as zeros: nothing to look up on disk. */
   if (!map_word_is_mapped (extent->word)) {
     memset (buf, 0, (size_t) extent->length);
     return 0;
   }
-  return delta_pread (chain_delta (&disk->chain, extent->word), buf,
-                      (size_t) extent->length, extent->host_offset);
+  n = (size_t) length_inside (disk, extent->word, extent->length, offset);
+  memset ((char *) buf + n, 0, (size_t) extent->length - n);
+  return delta_pread (chain_delta (&disk->chain, extent->word), buf, n,
+                      extent->host_offset);
 }
 
 /* The next piece of a read, from where it is to be read. */
@@ -317,7 +336,7 @@ request_read (struct disk *disk, void *buf, size_t length, uint64_t offset,
     int r = next_read (disk, length, offset, flags, &extent);
 
     if (r == 0)
-      r = read_extent (disk, buf, &extent);
+      r = read_extent (disk, buf, &extent, offset);
     if (r != 0)
       return r;
     buf = (char *) buf + extent.length;

@@ -54,6 +54,15 @@ static ploop_image *image;
 
 /* ---- Parameters -------------------------------------------------------- */
 
+/* nbdkit changes its directory before anything is opened.  A URI (below an overlay,
+ * or as a base) is no path.
+ */
+static char *
+real_name (const char *value)
+{
+  return strstr (value, "://") ? strdup (value) : nbdkit_realpath (value);
+}
+
 static int
 set_file (const char *value)
 {
@@ -66,8 +75,7 @@ set_file (const char *value)
     nbdkit_error ("file= is empty: give the path of an image");
     return -1;
   }
-  /* nbdkit changes its directory before the image is opened. */
-  file = nbdkit_realpath (value);
+  file = real_name (value);
   return file ? 0 : -1;
 }
 
@@ -248,8 +256,7 @@ add_base (const char *key, const char *value)
     nbdkit_error ("%s= is empty: give the path of a lower delta", key);
     return -1;
   }
-  /* An NBD URI has no path here. */
-  path = strstr (value, "://") ? strdup (value) : nbdkit_realpath (value);
+  path = real_name (value);
   if (!path)
     return -1;
   if (!bases)
