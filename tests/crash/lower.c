@@ -76,9 +76,16 @@ shuffled (uint32_t nr, GRand *random)
   return cells;
 }
 
+static bool
+is_filled (const struct lower_shape *shape, uint64_t cluster, GRand *random)
+{
+  return (shape->end == 0 || cluster < shape->end)
+         && chance (random, shape->filled);
+}
+
 static void
-make_image (const struct lower *lower, unsigned filled, struct file *file,
-            GRand *random)
+make_image (const struct lower *lower, const struct lower_shape *lower_shape,
+            struct file *file, GRand *random)
 {
   const uint64_t cluster = (uint64_t) lower->cluster_sectors * SECTOR;
   const uint32_t longer[] = { lower->nr_sectors, lower->nr_sectors,
@@ -104,7 +111,7 @@ make_image (const struct lower *lower, unsigned filled, struct file *file,
   memcpy (file->bytes, header, start);
   cells = shuffled (shape.nr_entries, random);
   for (uint32_t i = 0; i < shape.nr_entries; i++)
-    if (chance (random, filled)) {
+    if (is_filled (lower_shape, i, random)) {
       const uint64_t offset = start + cells[i] * cluster;
 
       reader_put_entry (&shape, file->bytes, i, offset);
@@ -116,8 +123,8 @@ make_image (const struct lower *lower, unsigned filled, struct file *file,
 }
 
 static void
-make_raw (const struct lower *lower, unsigned filled, struct file *file,
-          GRand *random)
+make_raw (const struct lower *lower, const struct lower_shape *shape,
+          struct file *file, GRand *random)
 {
   const uint32_t nr = chance (random, 50)
                         ? lower->nr_sectors
@@ -129,7 +136,7 @@ make_raw (const struct lower *lower, unsigned filled, struct file *file,
   file->size = (uint64_t) nr * SECTOR;
   file->bytes = g_malloc0 (file->size);
   for (uint32_t i = 0; i < clusters_of (lower, nr); i++)
-    if (chance (random, filled)) {
+    if (is_filled (shape, i, random)) {
       const uint64_t first = (uint64_t) i * lower->cluster_sectors;
 
       fill_cluster (lower, first, nr, file->bytes + first * SECTOR, random);
@@ -175,16 +182,16 @@ find_data (const struct lower *lower, struct file *file)
 
 static void
 add_file (struct lower *lower, const char *directory, bool raw,
-          unsigned filled, GRand *random)
+          const struct lower_shape *shape, GRand *random)
 {
   struct file *file = &lower->files[lower->nr];
   g_autofree char *name = g_strdup_printf ("lower-%u", lower->nr);
 
   file->path = g_build_filename (directory, name, NULL);
   if (raw)
-    make_raw (lower, filled, file, random);
+    make_raw (lower, shape, file, random);
   else
-    make_image (lower, filled, file, random);
+    make_image (lower, shape, file, random);
   save (file);
   if (raw)
     find_data (lower, file);
@@ -222,9 +229,9 @@ lower_new (const char *directory, const struct lower_shape *shape,
   lower->nr_sectors = nr_sectors;
   lower->nr_clusters = clusters_of (lower, nr_sectors);
   for (unsigned i = 0; i < shape->nr_images; i++)
-    add_file (lower, directory, false, shape->filled, random);
+    add_file (lower, directory, false, shape, random);
   if (shape->raw_base)
-    add_file (lower, directory, true, shape->filled, random);
+    add_file (lower, directory, true, shape, random);
   lower->covered = g_new0 (bool, lower->nr_clusters);
   for (uint64_t i = 0; i < lower->nr_clusters; i++)
     lower->covered[i] = is_covered (lower, i);

@@ -23,6 +23,7 @@ struct lower_shape {
   unsigned nr_images;           /* at most LOWER_MAX_IMAGES */
   bool raw_base;                /* below them */
   unsigned filled;              /* of a hundred clusters of each */
+  uint64_t end;                 /* none has a cluster from here on; 0: no limit */
 };
 
 struct lower;

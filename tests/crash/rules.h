@@ -105,4 +105,8 @@ struct claim rules_claim_now (void);
 void rules_check_sector (const uint8_t *bytes, uint64_t sector,
                          const struct claim *claim, const char *where);
 
+/* May SECTOR hold BYTES? */
+bool rules_may_hold (const uint8_t *bytes, uint64_t sector,
+                     const struct claim *claim);
+
 #endif /* PLOOP_TESTS_RULES_H */

@@ -188,7 +188,10 @@ static void
 draw_lower (GRand *random, struct round *round)
 {
   static const struct lower_shape shapes[] = {
-    { 1, false, 0 }, { 0, true, 0 }, { 1, true, 0 }, { 2, false, 0 },
+    { .nr_images = 1 },
+    { .raw_base = true },
+    { .nr_images = 1, .raw_base = true },
+    { .nr_images = 2 },
   };
 
   if (one_in (random, 2))
