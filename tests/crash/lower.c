@@ -126,11 +126,11 @@ static void
 make_raw (const struct lower *lower, const struct lower_shape *shape,
           struct file *file, GRand *random)
 {
-  const uint32_t nr = chance (random, 50)
-                        ? lower->nr_sectors
-                        : (uint32_t) g_rand_int_range (
-                            random, (gint32) lower->nr_sectors / 2,
-                            (gint32) lower->nr_sectors);
+  const uint32_t nr =
+    chance (random, 50)
+      ? lower->nr_sectors
+      : (uint32_t) g_rand_int_range (random, (gint32) lower->nr_sectors / 2,
+                                     (gint32) lower->nr_sectors);
 
   file->raw = true;
   file->size = (uint64_t) nr * SECTOR;

@@ -18,10 +18,10 @@
  *   8  lower deltas are never written to
  *
  * Each round draws the image's shape, what is below it, the options, the mix of
- * requests and what fails, and says so when a rule is broken.  After a cut the image is read
- * twice, by this test's own reader and by the library, which must agree.  A
- * workload may go on with what a cut of the one before has left, and garbage
- * behind it.
+ * requests and what fails, and says so when a rule is broken.  After a cut the
+ * image is read twice, by this test's own reader and by the library, which must
+ * agree.  A workload may go on with what a cut of the one before has left, and
+ * garbage behind it.
  *
  * At the end the same is done with syncs that do nothing: if no rule is broken
  * then, this test is worth nothing, and it fails.  test-mutations.sh asks it
