@@ -346,14 +346,20 @@ check_cut (const struct recorder_cut *cut, uint64_t moment, double keep)
   nr_lost += lost;
 }
 
+static unsigned
+draw (GRand *random, unsigned n)
+{
+  return (unsigned) g_rand_int_range (random, 0, (gint32) n);
+}
+
 static void
 cut_everywhere (uint64_t end, GRand *random)
 {
   static const double keeps[] = { 0, 0.1, 0.5, 0.9, 1 };
   /* Of a file as large as direct I/O asks for, a cut takes long. */
-  const uint64_t step = options.cache == PLOOP_CACHE_NONE ? 3 : 1;
+  const unsigned step = options.cache == PLOOP_CACHE_NONE ? 8 : 1;
 
-  for (uint64_t moment = 0; moment <= end && !rules_broken; moment += step)
+  for (uint64_t moment = draw (random, step); moment <= end && !rules_broken; moment += step)
     for (size_t i = 0; i < G_N_ELEMENTS (keeps) && !rules_broken; i++) {
       g_autoptr (recorder_cut_t) cut =
         recorder_cut (moment, keeps[i], false, random);
@@ -366,12 +372,6 @@ cut_everywhere (uint64_t end, GRand *random)
 }
 
 /* ---- Ways -------------------------------------------------------------- */
-
-static unsigned
-draw (GRand *random, unsigned n)
-{
-  return (unsigned) g_rand_int_range (random, 0, (gint32) n);
-}
 
 static void
 make_image (void)

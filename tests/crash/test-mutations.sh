@@ -69,7 +69,7 @@ mutate ()
   esac
   build "$2" "$3" "$4" "${5:-}"
   begun=$(date +%s%N)
-  PLOOP_TEST_SCALE=$(test "$1" = quick && echo 60 || echo 300) \
+  PLOOP_TEST_SCALE=$(test "$1" = quick && echo 100 || echo 300) \
   "$scratch/$2" > "$scratch/log" 2> "$scratch/log.err"
   status=$?
   took=$((($(date +%s%N) - begun) / 100000000))
