@@ -105,7 +105,16 @@ do_change (enum ploop_operation operation, const uint8_t *bytes,
   }
 }
 
-/* A trim of what a lower delta has is done or not, and at any time. */
+/* A trim of what a lower delta has, or of less than a cluster, is done or not,
+ * and at any time.
+ */
+static bool
+unmaps (uint64_t sector, uint64_t nr)
+{
+  return sector % CLUSTER == 0 && nr == CLUSTER
+         && !lower_has (lower, sector / CLUSTER);
+}
+
 static void
 request (enum ploop_operation operation, bool zeros, uint64_t sector,
          uint64_t nr, unsigned flags)
@@ -116,7 +125,7 @@ request (enum ploop_operation operation, bool zeros, uint64_t sector,
     .forced = (flags & PLOOP_FUA)
               || options.cache == PLOOP_CACHE_WRITETHROUGH,
     .trim = operation == PLOOP_TRIM,
-    .failed = operation == PLOOP_TRIM,
+    .failed = operation == PLOOP_TRIM && !unmaps (sector, nr),
   };
   int r;
 
@@ -269,6 +278,10 @@ what_is_trimmed_does_not_bring_back_the_lower_delta (void)
   write_to (CLUSTER + 9, 1, 0);
   flush ();
   trim (CLUSTER, CLUSTER, 0);
+  /* A copy that is not committed yet. */
+  write_to (4 * CLUSTER, 20, 0);
+  trim (4 * CLUSTER, CLUSTER, 0);
+  flush ();
   reopen ();
   trim (0, 2 * CLUSTER, PLOOP_FUA);
 }
@@ -334,7 +347,7 @@ check_cut (const struct recorder_cut *cut, uint64_t moment, double keep)
   nr_states++;
   if (fault)
     rules_break ("%s", fault);
-  killed.answered = keep >= 1;
+  killed.answered = killed.answered_trims = keep >= 1;
   for (uint64_t i = 0; i < NR_SECTORS && !rules_broken; i++) {
     const uint8_t *bytes = lower_merged (lower, &reader, i);
     const bool below =

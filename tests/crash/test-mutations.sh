@@ -133,7 +133,7 @@ mutate rare reuse-without-grace-period freed.c \
 mutate quick entry-put-off commit.c \
   '/^write_or_put_down/,/^}/ s/if (commit->write_back_delay == 0)/if (false)/'
 mutate quick trim-put-off request.c \
-  '/^request_end_unmapping/,/^}/ s/if (length == 0)/if (true)/'
+  '/^request_end_unmapping/,/^}/ s/if (length == 0)/if (true)/' chain-cut
 
 # ---- Parts of clusters ------------------------------------------------------
 
