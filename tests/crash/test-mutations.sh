@@ -201,7 +201,7 @@ mutate quick move-without-data compact.c \
 mutate quick hole-over-garbage compact.c \
   '/^copy_hole/,/^}/ s/r = punch_data (.*);/r = 0;/'
 mutate quick move-before-data-is-synced compact.c \
-  '/^commit_moves/,/^}/ s/commit_note_unstable (/delta_pwrite (compact->delta, \&entry, 4, format_bat_offset (list[i].index)); &/'
+  '/^commit_moves/,/^}/ s/commit_publish_copy (/delta_pwrite (compact->delta, \&entry, 4, format_bat_offset (list[i].index)); &/'
 mutate quick cut-before-commit compact.c \
   '/^move_batch/,/^}/ s/const int r = copy_batch (compact, moves);/const int r = copy_batch (compact, moves); update_high (compact); cut_tail (compact);/'
 mutate quick moved-cell-not-used compact.c \
