@@ -55,6 +55,16 @@ reader_make (const struct reader_shape *shape, uint64_t *size)
   return bytes;
 }
 
+void
+reader_put_entry (const struct reader_shape *shape, uint8_t *bytes,
+                  uint32_t i, uint64_t offset)
+{
+  const uint64_t unit =
+    shape->version == 1 ? SECTOR : (uint64_t) shape->cluster_sectors * SECTOR;
+
+  put32 (bytes + 64 + 4 * (uint64_t) i, (uint32_t) (offset / unit));
+}
+
 static uint32_t
 entry_at (const struct reader *reader, uint32_t i)
 {

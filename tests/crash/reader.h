@@ -36,6 +36,10 @@ uint64_t reader_data_start (const struct reader_shape *shape);
 /* An empty image: header, BAT and what is before the data (g_free). */
 uint8_t *reader_make (const struct reader_shape *shape, uint64_t *size);
 
+/* Let entry I of an image's BYTES name the host cluster at byte OFFSET. */
+void reader_put_entry (const struct reader_shape *shape, uint8_t *bytes,
+                       uint32_t i, uint64_t offset);
+
 /* Read the header and judge the BAT.  Returns NULL, or what is wrong (g_free);
  * in READER all is set but for a bad header.
  */

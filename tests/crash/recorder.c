@@ -7,11 +7,14 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <linux/fs.h>
 #include <sched.h>
+#include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -19,6 +22,8 @@
 
 #define BLOCK 4096u
 #define MAX_FDS 1024
+/* The most that one call copies. */
+#define MAX_COPY ((size_t) 256 << 10)
 
 enum kind {
   WRITE,                        /* data at offset */
@@ -48,6 +53,7 @@ static struct recorder_faults faults;
 static unsigned nr_syncs;
 static bool pending[MAX_FDS];   /* descriptors that a failed sync waits for */
 static int plain_fd = -1, direct_fd = -1;
+static const char *_Atomic stray;       /* a call */
 
 static uint32_t seed;
 static _Atomic uint32_t nr_threads;
@@ -59,6 +65,8 @@ int __real_ftruncate (int, off_t);
 int __real_fdatasync (int);
 int __real_fstat (int, struct stat *);
 int __real_statx (int, const char *, int, unsigned, struct statx *);
+ssize_t __real_copy_file_range (int, off_t *, int, off_t *, size_t, unsigned);
+int __real_ioctl (int, unsigned long, ...);
 
 ssize_t __wrap_pwrite (int, const void *, size_t, off_t);
 ssize_t __wrap_ring_pwrite (int, const void *, size_t, off_t);
@@ -67,6 +75,8 @@ int __wrap_ftruncate (int, off_t);
 int __wrap_fdatasync (int);
 int __wrap_fstat (int, struct stat *);
 int __wrap_statx (int, const char *, int, unsigned, struct statx *);
+ssize_t __wrap_copy_file_range (int, off_t *, int, off_t *, size_t, unsigned);
+int __wrap_ioctl (int, unsigned long, ...);
 
 static void
 die (const char *what)
@@ -129,6 +139,7 @@ recorder_start (const char *path, const struct recorder_faults *what_fails,
   seed = what_seed;
   nr_changes = 0;
   nr_syncs = 0;
+  atomic_store (&stray, NULL);
   memset (pending, 0, sizeof pending);
   events = g_array_new (FALSE, FALSE, sizeof (struct event));
   g_array_set_clear_func (events, clear_event);
@@ -209,7 +220,31 @@ recorder_sync_had_failed (uint64_t moment)
   return false;
 }
 
+const char *
+recorder_stray (void)
+{
+  return atomic_load (&stray);
+}
+
 /* ---- The calls --------------------------------------------------------- */
+
+/* Is a call, whose NAME is what it does, for the recorder?  While it records,
+ * all other files are only read.
+ */
+static bool
+is_ours (int fd, const char *name)
+{
+  struct stat ours, its;
+  const char *none = NULL;
+
+  if (!recording)
+    return false;
+  if (__real_fstat (plain_fd, &ours) == 0 && __real_fstat (fd, &its) == 0
+      && ours.st_dev == its.st_dev && ours.st_ino == its.st_ino)
+    return true;
+  atomic_compare_exchange_strong (&stray, &none, name);
+  return false;
+}
 
 static bool
 is_beyond (uint64_t end)
@@ -298,7 +333,7 @@ __wrap_pwrite (int fd, const void *buf, size_t length, off_t offset)
   uint64_t write = 0;
   int error;
 
-  if (!recording)
+  if (!is_ours (fd, "a write"))
     return __real_pwrite (fd, buf, length, offset);
   dawdle (20, 2000);
   /* Now and then, long enough for a cluster to be freed and used again. */
@@ -330,6 +365,90 @@ __wrap_ring_pwrite (int fd, const void *buf, size_t length, off_t offset)
   return __wrap_pwrite (fd, buf, length, offset);
 }
 
+/* As much as a call that copies wants to, by a write. */
+static ssize_t
+copy (int from_fd, off_t from, int fd, off_t offset, size_t length)
+{
+  uint8_t *buf;
+  ssize_t n;
+
+  length = MIN (length, MAX_COPY);
+  buf = g_aligned_alloc (1, length, BLOCK);
+  n = pread (from_fd, buf, length, from);
+  if (n > 0)
+    n = __wrap_pwrite (fd, buf, (size_t) n, offset);
+  g_aligned_free (buf);
+  return n;
+}
+
+ssize_t
+__wrap_copy_file_range (int from_fd, off_t *from, int fd, off_t *to,
+                        size_t length, unsigned flags)
+{
+  ssize_t n;
+
+  if (!is_ours (fd, "a copy"))
+    return __real_copy_file_range (from_fd, from, fd, to, length, flags);
+  if (faults.no_copy_range) {
+    errno = EXDEV;
+    return -1;
+  }
+  n = copy (from_fd, *from, fd, *to, length);
+  if (n > 0) {
+    *from += n;
+    *to += n;
+  }
+  return n;
+}
+
+/* Blocks are shared whole; only the end of a file may be less. */
+static bool
+can_clone (const struct file_clone_range *range)
+{
+  const uint64_t end = range->src_offset + range->src_length;
+  struct stat st;
+
+  return __real_fstat ((int) range->src_fd, &st) == 0
+         && end <= (uint64_t) st.st_size && range->src_offset % BLOCK == 0
+         && range->dest_offset % BLOCK == 0
+         && (end % BLOCK == 0 || end == (uint64_t) st.st_size);
+}
+
+static int
+clone_range (int fd, const struct file_clone_range *range)
+{
+  uint64_t done = 0;
+
+  errno = faults.no_clone ? EOPNOTSUPP : EINVAL;
+  if (faults.no_clone || !can_clone (range))
+    return -1;
+  while (done < range->src_length) {
+    const ssize_t n = copy ((int) range->src_fd,
+                            (off_t) (range->src_offset + done), fd,
+                            (off_t) (range->dest_offset + done),
+                            (size_t) (range->src_length - done));
+
+    if (n <= 0)
+      return -1;
+    done += (uint64_t) n;
+  }
+  return 0;
+}
+
+int
+__wrap_ioctl (int fd, unsigned long request, ...)
+{
+  va_list args;
+  void *argument;
+
+  va_start (args, request);
+  argument = va_arg (args, void *);
+  va_end (args);
+  if (request != FICLONERANGE || !is_ours (fd, "a shared block"))
+    return __real_ioctl (fd, request, argument);
+  return clone_range (fd, argument);
+}
+
 static int
 choose_fallocate_error (int mode, uint64_t end)
 {
@@ -355,7 +474,7 @@ __wrap_fallocate (int fd, int mode, off_t offset, off_t length)
   };
   int r;
 
-  if (!recording)
+  if (!is_ours (fd, "a reservation or clear"))
     return __real_fallocate (fd, mode, offset, length);
   if (!(mode & FALLOC_FL_KEEP_SIZE))
     die ("fallocate that changes the size");
@@ -382,7 +501,7 @@ __wrap_ftruncate (int fd, off_t length)
   const struct event event = { .kind = SIZE, .offset = (uint64_t) length };
   int r;
 
-  if (!recording)
+  if (!is_ours (fd, "a truncation"))
     return __real_ftruncate (fd, length);
   dawdle (50, 1000);
   if (is_beyond ((uint64_t) length)) {
@@ -404,7 +523,7 @@ __wrap_fdatasync (int fd)
   struct event event = { .kind = SYNC_END };
   bool failed;
 
-  if (!recording)
+  if (!is_ours (fd, "a sync"))
     return __real_fdatasync (fd);
   dawdle (50, 300);
   pthread_mutex_lock (&lock);

@@ -3,9 +3,10 @@
 /* A recorder of what is done to one image file, and power cuts made from it.
  *
  * The test program links with --wrap for pwrite, fallocate, ftruncate,
- * fdatasync and statx.  Each call is done for real and written down, in one
- * order; a sync only writes down when it began and ended.  Calls dawdle before
- * and after, and fail on demand.
+ * fdatasync, statx, copy_file_range and ioctl.  Each call is done for real and
+ * written down, in one order; a sync only writes down when it began and ended.
+ * What copies from another file, by sharing its blocks or not, is a write here.
+ * Calls dawdle before and after, and fail on demand.
  *
  * A power cut at some moment is then a file that holds: all that a sync which
  * had ended covers; of the rest that had been done, any sectors, and any
@@ -39,6 +40,7 @@ struct recorder_faults {
   uint32_t direct_block;        /* what the file system says that direct I/O
                                    needs: bytes; 0: what it is */
   bool no_punch, no_zero_range, no_reserve;     /* EOPNOTSUPP */
+  bool no_clone, no_copy_range;                 /* the same, and EXDEV */
 };
 
 /* Begin to record, with the file as it is now as what is on the disk. */
@@ -53,6 +55,11 @@ uint64_t recorder_now (void);
 
 /* How often the file was changed so far. */
 uint64_t recorder_nr_changes (void);
+
+/* What was done to a file that is not the recorded one, first; NULL: nothing
+ * was.
+ */
+const char *recorder_stray (void);
 
 /* Describe what the change after the first NR was (g_free). */
 char *recorder_describe_change (uint64_t nr);

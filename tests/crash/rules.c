@@ -309,3 +309,13 @@ rules_check_sector (const uint8_t *bytes, uint64_t sector,
     return;
   }
 }
+
+bool
+rules_may_hold (const uint8_t *bytes, uint64_t sector,
+                const struct claim *claim)
+{
+  uint64_t number;
+
+  return rules_read_stamp (bytes, sector, &number) == STAMP_OURS
+         && may_hold (sector, number, claim);
+}

@@ -16,7 +16,9 @@
  *   - a trim is a change to zeros.  The interface would also let the sector
  *     stay as it was; but with one writer this library has no reason to, and
  *     old content that comes back after a flush would be a lost commit
- *     (but parts of clusters are trimmed at leisure: like a change that failed)
+ *     (but parts of clusters, and clusters that a lower delta has, too, are
+ *     trimmed at leisure: like a change that failed.  What the lower delta has is
+ *     not among what they may hold, once a change of them may not be lost)
  *   - a stray trim, of sectors to which others write meanwhile: zeros, until
  *     a change that was begun after it was answered may not be lost
  *   - never what was written to another sector
@@ -102,5 +104,9 @@ struct claim rules_claim_now (void);
 /* Judge what a sector holds; WHERE is for the message. */
 void rules_check_sector (const uint8_t *bytes, uint64_t sector,
                          const struct claim *claim, const char *where);
+
+/* May SECTOR hold BYTES? */
+bool rules_may_hold (const uint8_t *bytes, uint64_t sector,
+                     const struct claim *claim);
 
 #endif /* PLOOP_TESTS_RULES_H */

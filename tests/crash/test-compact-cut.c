@@ -136,17 +136,6 @@ shuffle_cells (const struct round *round, GRand *random)
   return cells;
 }
 
-static void
-put_entry (uint8_t *bytes, const struct round *round, uint32_t index,
-           uint64_t offset)
-{
-  const uint64_t unit =
-    round->shape.version == 1 ? SECTOR : cluster_bytes (round);
-  const uint32_t entry = GUINT32_TO_LE ((uint32_t) (offset / unit));
-
-  memcpy (bytes + 64 + 4 * index, &entry, sizeof entry);
-}
-
 /* A cluster's sectors, some of its blocks holes. */
 static void
 put_cluster (uint8_t *bytes, const struct round *round, uint32_t index,
@@ -186,7 +175,7 @@ make_bytes (const struct round *round, uint64_t *size, GRand *random)
     const uint64_t offset = start + cells[i] * cluster;
 
     if (i < round->shape.nr_entries && chance (random, round->used)) {
-      put_entry (bytes, round, i, offset);
+      reader_put_entry (&round->shape, bytes, i, offset);
       put_cluster (bytes, round, i, offset, random);
       smallest += cluster;
     }

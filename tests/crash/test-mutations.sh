@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 #
 # Do the power-cut tests notice?  Each mutation is one fault put into a copy of
-# one file of lib/; test-power-cut, or for compact.c test-compact-cut, is linked
-# with it and must fail.
+# one file of lib/; test-power-cut, or for compact.c test-compact-cut, or the test
+# that is named, is linked with it and must fail.
 #
 # A mutation whose text is not in the source any more is an error: mend the
 # expression.  make check tries those that are found quickly; with
@@ -22,7 +22,9 @@ wanted=" $* "
 
 # What is linked beside the mutated file, and how: Makefile.am says.
 : "${MUTATION_CPPFLAGS?}" "${MUTATION_LDFLAGS?}" "${MUTATION_LIBS?}"
-power_cut_objects='test-power-cut.o recorder.o reader.o rules.o workload.o'
+power_cut_objects='test-power-cut.o lower.o recorder.o reader.o rules.o
+  workload.o'
+chain_cut_objects='test-chain-cut.o lower.o recorder.o reader.o rules.o'
 compact_cut_objects='test-compact-cut.o recorder.o reader.o rules.o'
 
 fail ()
@@ -31,15 +33,16 @@ fail ()
   exit 99
 }
 
-# build NAME FILE EXPRESSION: $scratch/NAME is the test with a fault.
+# build NAME FILE EXPRESSION [TEST]: $scratch/NAME is the test with a fault.
 build ()
 {
   sed -e "$3" "$lib/$2" > "$scratch/$2"
   if cmp -s "$lib/$2" "$scratch/$2"; then
     fail "$1: lib/$2 does not have the text that is to be changed"
   fi
-  case $2 in
+  case ${4:-$2} in
   compact.c) objects=$compact_cut_objects ;;
+  chain-cut) objects=$chain_cut_objects ;;
   *) objects=$power_cut_objects ;;
   esac
   # The archive's own member is not pulled in: all it defines is there.
@@ -52,7 +55,7 @@ build ()
     || fail "$1: cannot be built"
 }
 
-# mutate quick|slow|rare NAME FILE EXPRESSION
+# mutate quick|slow|rare NAME FILE EXPRESSION [TEST]
 #
 # Rare: a race so narrow that not to notice it is no failure; only told.
 mutate ()
@@ -64,9 +67,9 @@ mutate ()
   *" $2 "*) ;;
   *) return ;;
   esac
-  build "$2" "$3" "$4"
+  build "$2" "$3" "$4" "${5:-}"
   begun=$(date +%s%N)
-  PLOOP_TEST_SCALE=$(test "$1" = quick && echo 60 || echo 300) \
+  PLOOP_TEST_SCALE=$(test "$1" = quick && echo 100 || echo 300) \
   "$scratch/$2" > "$scratch/log" 2> "$scratch/log.err"
   status=$?
   took=$((($(date +%s%N) - begun) / 100000000))
@@ -130,7 +133,7 @@ mutate rare reuse-without-grace-period freed.c \
 mutate quick entry-put-off commit.c \
   '/^write_or_put_down/,/^}/ s/if (commit->write_back_delay == 0)/if (false)/'
 mutate quick trim-put-off request.c \
-  '/^request_end_unmapping/,/^}/ s/if (length == 0)/if (true)/'
+  '/^request_end_unmapping/,/^}/ s/if (length == 0)/if (true)/' chain-cut
 
 # ---- Parts of clusters ------------------------------------------------------
 
@@ -145,6 +148,50 @@ mutate rare unmapped-without-grace-period trims.c \
 mutate slow leak-in-use-reclaimed alloc.c \
   '/^alloc_reclaim/,/^}/ s/leak->first)/leak->first + 1)/'
 
+# ---- Copy-on-write ----------------------------------------------------------
+
+mutate quick copy-not-committed request.c \
+  '/^copy_up/,/^}/ s/MAP_UNSTABLE | MAP_COVERS/MAP_COVERS/' chain-cut
+mutate quick copy-published-as-stable commit.c \
+  '/^commit_publish_copy/,/^}/ s/set_page (commit->unstable, .*);/put_down (commit, page); by \&= ~MAP_UNSTABLE;/' chain-cut
+mutate quick copy-without-sync commit.c \
+  '/^sync_unstable/,/^}/ s/r = sync_delta (commit);/r = 0;/' chain-cut
+mutate quick unstable-entry-written commit.c \
+  '/^entry_of/,/^}/ s/|| map_word_is_unstable (word)//' chain-cut
+mutate quick lower-entry-written commit.c \
+  '/^entry_of/,/^}/ s/|| map_word_level (word) != commit->level//' chain-cut
+mutate quick stable-entry-not-written commit.c \
+  '/^stabilise/,/^}/ s/put_down (commit, page);//' chain-cut
+mutate slow copies-wait-for-a-flush commit.c \
+  '/^commit_publish_copy/,/^}/ s/call (commit, commit->hooks.unstable);//' chain-cut
+mutate quick copy-without-head copy.c \
+  '/^copy_cluster/,/^}/ s/before = { 0,/before = { left_out.from,/' chain-cut
+mutate quick copy-without-tail copy.c \
+  '/^copy_cluster/,/^}/ s/after = { left_out.to,/after = { length,/' chain-cut
+mutate quick clone-without-zeros request.c \
+  '/^fill_copy/,/^}/ s/return whole ?/return true ?/' chain-cut
+mutate quick copy-covers-nothing request.c \
+  '/^copy_up/,/^}/ s/MAP_UNSTABLE | MAP_COVERS/MAP_UNSTABLE/' chain-cut
+mutate quick merged-covers-nothing map.c \
+  '/^map_merge/,/^}/ s/| MAP_COVERS//' chain-cut
+mutate quick trim-unmaps-above request.c \
+  '/^trim_piece/,/^}/ s/!(piece->word & MAP_COVERS) && //' chain-cut
+mutate quick zero-unmaps-above request.c \
+  '/^may_unmap/,/^}/ s/&& !(extent->word & MAP_COVERS)//' chain-cut
+mutate quick trimmed-parts-unmap-above trims.c \
+  '/^may_unmap/,/^}/ s/return .*;/return true;/' chain-cut
+mutate quick lower-cluster-zeroed request.c \
+  '/^zero_piece/,/^}/ s/if (is_lower (.*))$/if (false)/' chain-cut
+mutate quick lower-cluster-written request.c \
+  '/^next_mapped_extent/,/^}/ s/else if (is_lower (.*))$/else if (false)/' chain-cut
+mutate slow failed-copy-reused-at-once request.c \
+  '/^copy_up/,/^}/ { s/^  alloc_keep (.*);//; s/alloc_free (.*);/alloc_give_back (\&disk->alloc, entry);/; s/^  stats_add (.*ALLOCATIONS.*/  alloc_keep (\&disk->alloc); &/; }'
+mutate slow copy-during-sync-made-stable commit.c \
+  '/^stabilise/,/^}/ s/page, MAP_COVERED, 0,/page, MAP_UNSTABLE, 0,/'
+# The race is held open for a while.
+mutate slow unstable-page-noted-late commit.c \
+  '/^commit_publish_copy/,/^}/ { s/set_page (commit->unstable, .*);//; s/call (commit, .*);/g_usleep (3000); set_page (commit->unstable, \&commit->nr_unstable, page); &/; }'
+
 # ---- Compacting -------------------------------------------------------------
 
 mutate quick move-without-commit compact.c \
@@ -154,7 +201,7 @@ mutate quick move-without-data compact.c \
 mutate quick hole-over-garbage compact.c \
   '/^copy_hole/,/^}/ s/r = punch_data (.*);/r = 0;/'
 mutate quick move-before-data-is-synced compact.c \
-  '/^commit_moves/,/^}/ s/commit_note_unstable (/delta_pwrite (compact->delta, \&entry, 4, format_bat_offset (list[i].index)); &/'
+  '/^commit_moves/,/^}/ s/commit_publish_copy (/delta_pwrite (compact->delta, \&entry, 4, format_bat_offset (list[i].index)); &/'
 mutate quick cut-before-commit compact.c \
   '/^move_batch/,/^}/ s/const int r = copy_batch (compact, moves);/const int r = copy_batch (compact, moves); update_high (compact); cut_tail (compact);/'
 mutate quick moved-cell-not-used compact.c \

@@ -11,15 +11,17 @@
  *   5  the in-use mark is on disk before anything else has changed, and
  *      until all that was answered is
  *   6  without a write-back delay, all that was answered is in the page cache:
- *      killing the process loses nothing
+ *      killing the process loses nothing; but a cluster of a lower delta that was
+ *      copied and not committed may be as it was before the copy
  *   7  while the image is suspended the file does not change, and all that was
  *      answered is durable
+ *   8  lower deltas are never written to
  *
- * Each round draws the image's shape, the options, the mix of requests and what
- * fails, and says so when a rule is broken.  After a cut the image is read
- * twice, by this test's own reader and by the library, which must agree.  A
- * workload may go on with what a cut of the one before has left, and garbage
- * behind it.
+ * Each round draws the image's shape, what is below it, the options, the mix of
+ * requests and what fails, and says so when a rule is broken.  After a cut the
+ * image is read twice, by this test's own reader and by the library, which must
+ * agree.  A workload may go on with what a cut of the one before has left, and
+ * garbage behind it.
  *
  * At the end the same is done with syncs that do nothing: if no rule is broken
  * then, this test is worth nothing, and it fails.  test-mutations.sh asks it
@@ -41,6 +43,7 @@
 
 #include <glib.h>
 
+#include "lower.h"
 #include "ploop-core.h"
 #include "reader.h"
 #include "recorder.h"
@@ -62,6 +65,7 @@ struct round {
   uint32_t seed;
   unsigned nr_legs;
   struct reader_shape shape;
+  struct lower_shape lower_shape;
   struct workload workload;
   struct recorder_faults faults;
   unsigned limit;               /* host clusters that fit; 0: all */
@@ -73,7 +77,8 @@ struct leg {
   bool first_in_use;            /* the mark, before the leg */
 };
 
-static char *image_path, *cut_path;
+static char *directory, *image_path, *cut_path;
+static struct lower *lower;     /* the round's */
 static uint64_t nr_states, nr_opened;
 static char *current;           /* the round, for who finds it hanging */
 
@@ -178,6 +183,27 @@ draw_faults (GRand *random, struct round *round)
   faults->no_reserve = one_in (random, 8);
 }
 
+/* What is below: in half of the rounds, something. */
+static void
+draw_lower (GRand *random, struct round *round)
+{
+  static const struct lower_shape shapes[] = {
+    { .nr_images = 1 },
+    { .raw_base = true },
+    { .nr_images = 1, .raw_base = true },
+    { .nr_images = 2 },
+  };
+
+  if (one_in (random, 2))
+    return;
+  round->lower_shape =
+    shapes[g_rand_int_range (random, 0, (gint32) G_N_ELEMENTS (shapes))];
+  round->lower_shape.filled = DRAW (random, 20, 60, 95);
+  round->workload.options.copy_delay = DRAW (random, 1, 10, 500);
+  round->faults.no_clone = one_in (random, 2);
+  round->faults.no_copy_range = one_in (random, 3);
+}
+
 static struct round
 draw_round (uint32_t seed)
 {
@@ -196,6 +222,7 @@ draw_round (uint32_t seed)
                 &round.workload.options);
   draw_workload (random, &round.workload);
   draw_faults (random, &round);
+  draw_lower (random, &round);
   round.workload.may_fail = round.faults.data_eio > 0
                             || round.faults.bat_eio > 0
                             || round.faults.failing_sync > 0;
@@ -219,7 +246,8 @@ describe_round (const struct round *round)
     G_GUINT64_FORMAT ", write-back delay %u; %u in flight, of a hundred %u "
     "flushes, %u zeroes, %u trims, %u stray trims, %u forced%s%s; "
     "EIO %.2f data, %.2f BAT, no space %.2f, limit %u clusters, sync %u fails, "
-    "direct I/O %u%s%s%s",
+    "direct I/O %u%s%s%s; %u lower images%s, %u of a hundred clusters, copy "
+    "delay %u%s%s",
     round->seed, round->nr_legs, round->shape.version,
     round->shape.cluster_sectors, f->data_start, caches[o->cache],
     o->no_fast_path ? "no fast path" : "fast path",
@@ -230,32 +258,39 @@ describe_round (const struct round *round)
     f->data_eio, f->bat_eio, f->no_space, round->limit, f->failing_sync,
     f->direct_block,
     f->no_punch ? ", no punch" : "", f->no_zero_range ? ", no zero range" : "",
-    f->no_reserve ? ", no reservation" : "");
+    f->no_reserve ? ", no reservation" : "", round->lower_shape.nr_images,
+    round->lower_shape.raw_base ? " and a raw one" : "",
+    round->lower_shape.filled, o->copy_delay, f->no_clone ? ", no clone" : "",
+    f->no_copy_range ? ", no copying" : "");
 }
 
 /* ---- Judging a cut ----------------------------------------------------- */
 
-static const uint8_t *
-sector_or_zeroes (const struct reader *reader, uint64_t sector)
-{
-  static const uint8_t zeroes[SECTOR];
-  const uint8_t *bytes = reader_sector (reader, sector);
-
-  return bytes ? bytes : zeroes;
-}
-
+/* What a cut has of a copied cluster may only be as old as what was flushed, if
+ * the copy was not committed: rule 6.
+ */
 static void
-check_content (const struct reader *reader, const struct claim *claim)
+check_content (const struct reader *reader, const struct claim *claim,
+               const struct claim *of_copies)
 {
-  for (uint64_t i = 0; i < NR_SECTORS && !rules_broken; i++)
-    rules_check_sector (sector_or_zeroes (reader, i), i, claim, "cut");
+  for (uint64_t i = 0; i < NR_SECTORS && !rules_broken; i++) {
+    const bool below = !reader_sector (reader, i)
+                       && lower_has (lower, i / reader->shape.cluster_sectors);
+
+    rules_check_sector (lower_merged (lower, reader, i), i,
+                        below ? of_copies : claim,
+                        below ? "cut, in a lower delta" : "cut");
+  }
 }
 
 /* The library opens what is left, finds no error, and reads the same. */
 static void
 check_library (const struct recorder_cut *cut, const struct reader *reader)
 {
-  const struct ploop_open_options read_only = { .read_only = true };
+  const struct ploop_open_options read_only = {
+    .read_only = true,
+    .bases = lower_bases (lower),
+  };
   g_autofree uint8_t *bytes = g_malloc (NR_SECTORS * SECTOR);
   g_autoptr (GError) error = NULL;
   struct ploop_check_result result = { 0 };
@@ -272,7 +307,7 @@ check_library (const struct recorder_cut *cut, const struct reader *reader)
     rules_break ("it cannot be read");
   ploop_close (after, NULL);
   for (uint64_t i = 0; i < NR_SECTORS && !rules_broken; i++)
-    if (memcmp (bytes + i * SECTOR, sector_or_zeroes (reader, i), SECTOR) != 0)
+    if (memcmp (bytes + i * SECTOR, lower_merged (lower, reader, i), SECTOR) != 0)
       rules_break ("the library reads sector %" G_GUINT64_FORMAT " otherwise "
                    "than this test does", i);
   if (ploop_check (cut_path, NULL, NULL, &result, NULL) != 0
@@ -283,11 +318,8 @@ check_library (const struct recorder_cut *cut, const struct reader *reader)
 
 /* What may be claimed of a cut, beside what flushes claim. */
 static struct claim
-claim_of (const struct round *round, const struct leg *leg,
-          const struct reader *reader, uint64_t moment, double keep)
+claim_of (const struct round *round, bool closed, uint64_t moment, double keep)
 {
-  const bool closed =
-    moment > leg->closing && reader->in_use == READER_CLOSED;
   const bool killed = keep >= 1
                       && round->workload.options.writeback_delay == 0
                       && !recorder_sync_had_failed (moment);
@@ -304,7 +336,8 @@ check_cut (const struct round *round, const struct leg *leg,
            const struct recorder_cut *cut, uint64_t moment, double keep)
 {
   struct reader reader;
-  struct claim claim;
+  struct claim claim, of_copies;
+  bool closed;
   g_autofree char *fault = reader_open (&reader, cut->bytes, cut->size);
 
   nr_states++;
@@ -315,8 +348,10 @@ check_cut (const struct round *round, const struct leg *leg,
     rules_break ("rule 5: not marked as in use");
   if (rules_broken)
     return;
-  claim = claim_of (round, leg, &reader, moment, keep);
-  check_content (&reader, &claim);
+  closed = moment > leg->closing && reader.in_use == READER_CLOSED;
+  claim = claim_of (round, closed, moment, keep);
+  of_copies = closed ? claim : rules_claim_at (moment);
+  check_content (&reader, &claim, &of_copies);
   if (!rules_broken)
     check_library (cut, &reader);
 }
@@ -331,6 +366,18 @@ save (const char *path, const uint8_t *bytes, uint64_t size)
     g_error ("%s: %s", path, g_strerror (errno));
 }
 
+/* What the disk holds is what nobody may lose from now on. */
+static void
+set_initial (const struct reader *reader)
+{
+  for (uint64_t i = 0; i < NR_SECTORS; i++) {
+    uint64_t number;
+
+    rules_read_stamp (lower_merged (lower, reader, i), i, &number);
+    rules_set_initial (i, number);
+  }
+}
+
 static void
 make_image (const struct round *round)
 {
@@ -338,10 +385,11 @@ make_image (const struct round *round)
   g_autofree uint8_t *bytes = reader_make (&round->shape, &size);
 
   save (image_path, bytes, size);
+  set_initial (NULL);
 }
 
 /* What a cut has left becomes the image of the next leg, with garbage behind
- * its last cluster.  Its content is what nobody may lose from now on.
+ * its last cluster.
  */
 static void
 go_on_with (const struct recorder_cut *cut, GRand *random)
@@ -360,12 +408,7 @@ go_on_with (const struct recorder_cut *cut, GRand *random)
   memcpy (bytes, cut->bytes, data_end);
   memset (bytes + data_end, 'g', garbage);
   save (image_path, bytes, data_end + garbage);
-  for (uint64_t i = 0; i < NR_SECTORS; i++) {
-    uint64_t number;
-
-    rules_read_stamp (sector_or_zeroes (&reader, i), i, &number);
-    rules_set_initial (i, number);
-  }
+  set_initial (&reader);
 }
 
 /* Anywhere; but the first and the last few events are the mark's and the
@@ -427,7 +470,7 @@ cut_leg (const struct round *round, const struct leg *leg,
   return cut;
 }
 
-/* Has the recorder seen all that was done? */
+/* Has the recorder seen all that was done, and to nothing else? */
 static void
 check_recorder (uint64_t end, GRand *random)
 {
@@ -435,6 +478,10 @@ check_recorder (uint64_t end, GRand *random)
 
   if (!recorder_cut_is_file (all, image_path))
     g_error ("the file was changed in a way that the recorder does not see");
+  if (recorder_stray ())
+    rules_break ("rule 8: %s in another file than the image",
+                 recorder_stray ());
+  lower_check_untouched (lower);
 }
 
 /* Run a workload on the image and cut it.  Returns one of the cuts. */
@@ -460,13 +507,18 @@ run_leg (const struct round *round, unsigned n, bool broken_sync,
 static void
 run_round (uint32_t seed, bool broken_sync)
 {
-  const struct round round = draw_round (seed);
+  struct round round = draw_round (seed);
   g_autofree char *text = describe_round (&round);
   g_autoptr (recorder_cut_t) cut = NULL;
   GRand *random = g_rand_new_with_seed (seed + 1);
 
   current = text;
   alarm (ROUND_SECONDS);
+  if (round.lower_shape.nr_images > 0 || round.lower_shape.raw_base)
+    lower = lower_new (directory, &round.lower_shape,
+                       round.shape.cluster_sectors, NR_SECTORS, random);
+  round.workload.options.bases = lower_bases (lower);
+  round.workload.covered = lower_covered (lower);
   for (unsigned n = 0; n < round.nr_legs && !rules_broken; n++) {
     struct recorder_cut *next;
     bool in_use = false;
@@ -485,6 +537,7 @@ run_round (uint32_t seed, bool broken_sync)
     if (rules_broken && !broken_sync)
       fprintf (stderr, "%s (leg %u)\n", text, n + 1);
   }
+  g_clear_pointer (&lower, lower_free);
   alarm (0);
   current = NULL;
   g_rand_free (random);
@@ -540,7 +593,7 @@ run_without_syncs (uint32_t seed)
 }
 
 static void
-clean_up (char *directory)
+clean_up (void)
 {
   unlink (image_path);
   unlink (cut_path);
@@ -563,10 +616,10 @@ int
 main (void)
 {
   const uint32_t seed = number_from ("PLOOP_TEST_SEED", g_random_int ());
-  char *directory = make_directory ();
   const gint64 begun = g_get_monotonic_time ();
   bool broken;
 
+  directory = make_directory ();
   image_path = g_build_filename (directory, "image", NULL);
   cut_path = g_build_filename (directory, "cut", NULL);
   signal (SIGALRM, tell_hanging);
@@ -579,6 +632,6 @@ main (void)
   if (broken)
     fprintf (stderr, "%s\n", rules_broken);
   rules_forget_broken ();
-  clean_up (directory);
+  clean_up ();
   return broken ? EXIT_FAILURE : EXIT_SUCCESS;
 }

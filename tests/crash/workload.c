@@ -291,7 +291,8 @@ judge_result (const struct workload *workload, int result)
 }
 
 /* Whole clusters are zeros from then on.  Parts of others may be, at any time, or
- * stay: like a change that has failed.
+ * stay: like a change that has failed.  So may clusters that cannot be unmapped,
+ * because a lower delta has them.
  */
 static void
 add_trim (const struct workload *workload, const struct operation *operation)
@@ -303,7 +304,14 @@ add_trim (const struct workload *workload, const struct operation *operation)
   part.failed = true;
   whole_clusters (workload, operation->sector, operation->nr, &first, &end);
   rules_add_change (operation->sector, first - operation->sector, &part);
-  rules_add_change (first, end - first, &operation->change);
+  for (uint64_t next; first < end; first = next) {
+    const uint64_t cluster = first / workload->cluster_sectors;
+
+    next = MIN ((cluster + 1) * workload->cluster_sectors, end);
+    rules_add_change (first, next - first,
+                      workload->covered && workload->covered[cluster]
+                        ? &part : &operation->change);
+  }
   rules_add_change (end, stop - end, &part);
 }
 

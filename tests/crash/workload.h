@@ -33,6 +33,7 @@ struct workload {
   unsigned forced;              /* of a hundred that change something */
   bool hot;                     /* some sectors much more often than others */
   bool suspends;
+  const bool *covered;          /* clusters that a lower delta has; NULL: none */
   /* What requests may fail with. */
   bool may_fail, may_lack_space;
 };
