@@ -187,7 +187,7 @@ chain_lock (struct chain *chain, const char *descriptor, GError **error)
 
   if (strcmp (beside, descriptor) == 0)
     return true;
-  if (!lock_descriptor_file (descriptor,
+  if (!lock_descriptor_file (descriptor, descriptor,
                              top->read_only ? DESCRIPTOR_LOCK_READER
                                             : DESCRIPTOR_LOCK_WRITER,
                              &fd, error))

@@ -79,7 +79,7 @@ check_location (const struct location *location, const struct delta *top,
                  top->layout.cluster_size / FORMAT_SECTOR_SIZE);
     return false;
   }
-  return location_is_current (location, error);
+  return true;
 }
 
 /* Below an overlay the deltas' own locks on the descriptor must do: others may
@@ -109,8 +109,10 @@ open_located (struct chain *chain, const struct location *location,
   if (!top
       || !chain_open (chain, location->deltas, top, &chain_options, error))
     return false;
-  if (lock_named (chain, location, options, error)
-      && check_location (location, top, error))
+  /* What is refused leaves no lock file behind. */
+  if (check_location (location, top, error)
+      && lock_named (chain, location, options, error)
+      && location_is_current (location, error))
     return true;
   chain_close (chain);
   return false;

@@ -180,8 +180,8 @@ try_flock (int fd, int operation)
 }
 
 bool
-lock_descriptor_file (const char *descriptor, enum descriptor_lock lock,
-                      int *fd, GError **error)
+lock_descriptor_file (const char *descriptor, const char *path,
+                      enum descriptor_lock lock, int *fd, GError **error)
 {
   g_autofree char *lock_file = g_strconcat (descriptor, ".lck", NULL);
   int r;
@@ -203,8 +203,8 @@ lock_descriptor_file (const char *descriptor, enum descriptor_lock lock,
   if (r == -EWOULDBLOCK)
     g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_IN_USE,
                  "%s: in use by ploop or another server, which holds %s: stop it "
-                 "first; a server has its snapshots as exports",
-                 descriptor, lock_file);
+                 "first; a server has its snapshots as exports", path,
+                 lock_file);
   else
     error_set_system (error, r, "%s: cannot be locked", lock_file);
   close (*fd);
@@ -228,5 +228,5 @@ lock_descriptor (const char *path, enum descriptor_lock lock, int *fd,
 
   *fd = -1;
   return access (descriptor, F_OK) == -1
-         || lock_descriptor_file (descriptor, lock, fd, error);
+         || lock_descriptor_file (descriptor, path, lock, fd, error);
 }

@@ -39,13 +39,15 @@ enum descriptor_lock {
   DESCRIPTOR_LOCK_WRITER,       /* alone; makes the lock file */
 };
 
-/* Lock the descriptor DESCRIPTOR, an existing file's name.  *FD becomes the file
+/* Lock the descriptor DESCRIPTOR, an existing file's name; PATH is only for the
+ * text of errors.  *FD becomes the file
  * descriptor that holds the lock, or -1 when there is nothing to lock: who does not
  * write to the disk finds no lock file.  Waits a fraction of a second at most.
  * Closing *FD unlocks.
  */
-bool lock_descriptor_file (const char *descriptor, enum descriptor_lock lock,
-                           int *fd, GError **error);
+bool lock_descriptor_file (const char *descriptor, const char *path,
+                           enum descriptor_lock lock, int *fd,
+                           GError **error);
 
 /* The same for the DiskDescriptor.xml beside the image PATH (its real path), if
  * there is one.

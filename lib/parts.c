@@ -5,6 +5,7 @@
 #include <config.h>
 
 #include <errno.h>
+#include <sys/stat.h>
 
 #include "parts.h"
 
@@ -52,6 +53,41 @@ parts_add (ploop_image *disk, const struct location *location,
   disk->size += part->length;
   disk->read_only |= image_is_read_only (image);
   return true;
+}
+
+static bool
+has_file (const struct part *part, const struct stat *st)
+{
+  const struct chain *chain = &part->image->disk.chain;
+  struct stat open;
+
+  for (unsigned i = 0; i < chain->nr_levels; i++)
+    if (fstat (chain->levels[i]->fd, &open) == 0
+        && open.st_dev == st->st_dev && open.st_ino == st->st_ino)
+      return true;
+  return false;
+}
+
+bool
+parts_share_file (const ploop_image *disk, const struct location *location,
+                  GError **error)
+{
+  for (guint i = 0; i < location->deltas->len; i++) {
+    const struct chain_source *source =
+      &g_array_index (location->deltas, struct chain_source, i);
+    struct stat st;
+
+    for (unsigned p = 0; p < disk->nr_open; p++)
+      if (fstat (source->path_fd, &st) == 0
+          && has_file (&disk->parts[p], &st)) {
+        g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_CORRUPT,
+                     "%s: <Storage> number %u has the <File> %s, which number %u "
+                     "has, too", location->descriptor->path, location->part,
+                     source->path, p);
+        return true;
+      }
+  }
+  return false;
 }
 
 /* ---- Cutting ----------------------------------------------------------- */

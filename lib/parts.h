@@ -37,6 +37,12 @@ struct ploop_image {
 bool parts_add (ploop_image *disk, const struct location *location,
                 struct image *image, GError **error);
 
+/* Is a file of LOCATION one that a part of DISK has open?  Returns true and sets
+ * ERROR then.
+ */
+bool parts_share_file (const ploop_image *disk,
+                       const struct location *location, GError **error);
+
 /* What ploop-core.h says of the functions called alike, for a range that lies on
  * the disk.
  */

@@ -197,9 +197,9 @@ ploop_image *ploop_open (const char *path,
 int ploop_start (ploop_image *image, GError **error);
 
 /* Complete every request that was accepted, and refuse those that come from
- * now on with -ESHUTDOWN; those that wait for space get -ENOSPC.  Then write
- * back what is pending, cut off unused preallocated space and clear the in-use
- * mark.
+ * now on with -ESHUTDOWN; those that wait for space get -ENOSPC, and those that
+ * wait for an NBD server -ESHUTDOWN.  Then write back what is pending, cut off
+ * unused preallocated space and clear the in-use mark.
  *
  * For servers that cannot keep their clients from calling meanwhile; others just
  * close.  Returns 0, or -1 with ERROR set when something could not be made
@@ -260,7 +260,9 @@ int ploop_pread (ploop_image *image, void *buf, size_t length,
 /* Write LENGTH bytes from BUF at byte OFFSET of the guest's disk.
  *
  * FLAGS is 0 or PLOOP_FUA.  When this returns, other requests see the data
- * and killing the process does not lose it; a power cut may, until a flush.
+ * and killing the process does not lose it (but what went to a cluster that was
+ * copied from a lower delta, until that is committed: a flush, or copy_delay); a
+ * power cut may, until a flush.
  *
  * Returns 0, -EINVAL for a range past the end of the disk or an unknown flag,
  * -EROFS, -ENOSPC when the file cannot grow, or the negative errno of what

@@ -83,7 +83,8 @@ open_part (ploop_image *image, const char *path, unsigned part,
   if (part > 0 && location.nr_parts != image->nr_parts)
     g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_IN_USE,
                  "%s: was changed while the disk was opened: try again", path);
-  else if ((opened = image_open (&location, options, error)))
+  else if (!parts_share_file (image, &location, error)
+           && (opened = image_open (&location, options, error)))
     ok = parts_add (image, &location, opened, error);
   if (!ok)
     location_undo (&location);
