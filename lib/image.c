@@ -82,18 +82,6 @@ check_location (const struct location *location, const struct delta *top,
   return true;
 }
 
-/* Below an overlay the deltas' own locks on the descriptor must do: others may
- * read.
- */
-static bool
-lock_named (struct chain *chain, const struct location *location,
-            const struct ploop_open_options *options, GError **error)
-{
-  return !location->descriptor || options->beside || location->part > 0
-         || options->overlay
-         || chain_lock (chain, location->descriptor->path, error);
-}
-
 static bool
 open_located (struct chain *chain, const struct location *location,
               const struct ploop_open_options *options,
@@ -109,10 +97,7 @@ open_located (struct chain *chain, const struct location *location,
   if (!top
       || !chain_open (chain, location->deltas, top, &chain_options, error))
     return false;
-  /* What is refused leaves no lock file behind. */
-  if (check_location (location, top, error)
-      && lock_named (chain, location, options, error)
-      && location_is_current (location, error))
+  if (check_location (location, top, error))
     return true;
   chain_close (chain);
   return false;
@@ -401,6 +386,21 @@ image_open (const struct location *location,
     return NULL;
   }
   return image;
+}
+
+/* Below an overlay the deltas' own locks on the descriptor must do: others may
+ * read.
+ */
+bool
+image_lock (struct image *image, const struct location *location,
+            const struct ploop_open_options *options, GError **error)
+{
+  if (!location->descriptor)
+    return true;
+  if (!options->beside && !options->overlay
+      && !chain_lock (&image->disk.chain, location->descriptor->path, error))
+    return false;
+  return location_is_current (location, error);
 }
 
 /* A piece a job, so that others of this runner have their turn. */

@@ -35,6 +35,13 @@ struct image *image_open (const struct location *location,
                           const struct ploop_open_options *options,
                           GError **error);
 
+/* With all of the disk open, for its first image: lock the descriptor, if that is
+ * not done yet, and see that it is the one that was read.  Returns false and sets
+ * ERROR when it is not, or somebody else has it.
+ */
+bool image_lock (struct image *image, const struct location *location,
+                 const struct ploop_open_options *options, GError **error);
+
 /* As the functions of ploop-core.h that are called alike. */
 int image_start (struct image *image, GError **error);
 int image_stop (struct image *image, GError **error);

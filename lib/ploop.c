@@ -69,23 +69,54 @@ with_defaults (const struct ploop_open_options *options)
 
 /* ---- Opening and closing ----------------------------------------------- */
 
+/* LOCATION is the caller's to clear, whatever comes of it. */
 static bool
 open_part (ploop_image *image, const char *path, unsigned part,
-           const struct ploop_open_options *options, GError **error)
+           const struct ploop_open_options *options,
+           struct location *location, GError **error)
 {
   const struct log log = { options->log, options->log_opaque };
-  struct location location;
-  struct image *opened = NULL;
-  bool ok = false;
+  struct image *opened;
 
-  if (!location_find (&location, path, part, options, &log, error))
+  if (!location_find (location, path, part, options, &log, error))
     return false;
-  if (part > 0 && location.nr_parts != image->nr_parts)
+  if (part > 0 && location->nr_parts != image->nr_parts) {
     g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_IN_USE,
                  "%s: was changed while the disk was opened: try again", path);
-  else if (!parts_share_file (image, &location, error)
-           && (opened = image_open (&location, options, error)))
-    ok = parts_add (image, &location, opened, error);
+    return false;
+  }
+  if (parts_share_file (image, location, error))
+    return false;
+  opened = image_open (location, options, error);
+  return opened && parts_add (image, location, opened, error);
+}
+
+static bool
+open_other_parts (ploop_image *image, const char *path,
+                  const struct ploop_open_options *options, GError **error)
+{
+  bool ok = true;
+
+  for (unsigned i = 1; ok && i < image->nr_parts; i++) {
+    struct location location = { NULL };
+
+    ok = open_part (image, path, i, options, &location, error);
+    location_clear (&location);
+  }
+  return ok;
+}
+
+/* The descriptor is locked last: what is refused leaves no lock file behind. */
+static bool
+open_parts (ploop_image *image, const char *path,
+            const struct ploop_open_options *options, GError **error)
+{
+  struct location location = { NULL };
+  const bool ok =
+    open_part (image, path, 0, options, &location, error)
+    && open_other_parts (image, path, options, error)
+    && image_lock (image->parts[0].image, &location, options, error);
+
   if (!ok)
     location_undo (&location);
   location_clear (&location);
@@ -112,9 +143,7 @@ ploop_open (const char *path, const struct ploop_open_options *options,
   if (!check_options (&all, path, error))
     return NULL;
   image = g_new0 (ploop_image, 1);
-  ok = open_part (image, path, 0, &all, error);
-  for (unsigned i = 1; ok && i < image->nr_parts; i++)
-    ok = open_part (image, path, i, &all, error);
+  ok = open_parts (image, path, &all, error);
   if (!ok || (!all.defer_start && ploop_start (image, error) == -1)) {
     /* Those that have started end, too. */
     ploop_stop (image, NULL);

@@ -406,7 +406,6 @@ lower_are_locked ()
   for file in "${lower[@]}"; do
     qemu_refused -c 'write 0 512' "$dir/$file"
     qemu_allowed -r -c 'read 0 512' "$dir/$file"
-    second "${file//[\{\}]/.}" file="$dir/$file"
   done
 }
 
