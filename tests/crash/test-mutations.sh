@@ -165,9 +165,9 @@ mutate quick stable-entry-not-written commit.c \
 mutate slow copies-wait-for-a-flush commit.c \
   '/^commit_publish_copy/,/^}/ s/call (commit, commit->hooks.unstable);//' chain-cut
 mutate quick copy-without-head copy.c \
-  '/^copy_cluster/,/^}/ s/before = { 0,/before = { left_out.from,/' chain-cut
+  '/^copy_cluster/,/^}/ s/before = { 0,/before = { MIN (left_out.from, length),/' chain-cut
 mutate quick copy-without-tail copy.c \
-  '/^copy_cluster/,/^}/ s/after = { left_out.to,/after = { length,/' chain-cut
+  '/^copy_cluster/,/^}/ s/after = { MIN (left_out.to, length)/after = { length/' chain-cut
 mutate quick clone-without-zeros request.c \
   '/^fill_copy/,/^}/ s/return whole ?/return true ?/' chain-cut
 mutate quick copy-covers-nothing request.c \
@@ -212,9 +212,9 @@ mutate quick moved-cell-not-used compact.c \
 mutate quick garbage-not-cut-off alloc.c \
   '/^cut_old_tail/,/^}/ s/if (size != alloc->data_end)/if (false)/'
 mutate quick suspend-without-commit image.c \
-  '/^ploop_suspend/,/^}/ s/r = commit_flush (.*);/r = 0;/'
+  '/^image_suspend/,/^}/ s/r = commit_flush (.*);/r = 0;/'
 mutate slow suspend-without-flusher image.c \
-  '/^ploop_suspend/,/^}/ s/flusher_hold (.*);//; /^ploop_resume/,/^}/ s/flusher_release (.*);//'
+  '/^image_suspend/,/^}/ s/flusher_hold (.*);//; /^image_resume/,/^}/ s/flusher_release (.*);//'
 mutate rare direct-clear-unlocked delta.c \
   '/^try_clear/,/^}/ s/if (delta->direct)/if (false)/'
 mutate slow direct-rmw-shared direct.c \
