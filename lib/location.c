@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "location.h"
+#include "lock.h"
 
 static struct chain_source *
 last_delta (const struct location *location)
@@ -27,11 +28,23 @@ location_clear (struct location *location)
   g_clear_pointer (&location->descriptor, descriptor_free);
 }
 
+/* Another server may have found the overlay meanwhile, and write to it: then it is
+ * that one's.  Whoever opens it between our lock and the unlinking finds that its
+ * name is gone.
+ */
 void
 location_undo (const struct location *location)
 {
-  if (location->created)
+  int fd;
+
+  if (!location->created)
+    return;
+  fd = open (location->created, O_RDWR | O_CLOEXEC | O_NOCTTY | O_NOFOLLOW);
+  if (fd == -1)
+    return;
+  if (lock_image (fd, location->created, true, NULL))
     unlink (location->created);
+  close (fd);
 }
 
 /* ---- By a descriptor --------------------------------------------------- */
@@ -218,19 +231,23 @@ has_children (const struct descriptor *descriptor, const char *guid)
   return false;
 }
 
-/* The descriptor beside PATH may know that it is only one delta of many. */
+/* The descriptor beside PATH may know that it is only one delta of many.  One that
+ * cannot be read knows nothing, which is worth a warning.
+ */
 static struct descriptor *
-load_beside (const char *path, struct stat *st)
+load_beside (const char *path, struct stat *st, const struct log *log)
 {
   char *resolved = realpath (path, NULL);
-  g_autofree char *directory =
-    resolved ? g_path_get_dirname (resolved) : NULL;
-  g_autofree char *xml =
-    directory ? g_build_filename (directory, DESCRIPTOR_NAME, NULL) : NULL;
+  g_autofree char *xml = resolved ? lock_descriptor_name (resolved) : NULL;
   const bool found = xml && access (xml, F_OK) == 0 && stat (resolved, st) == 0;
+  g_autoptr (GError) error = NULL;
+  struct descriptor *descriptor = found ? descriptor_load (xml, &error) : NULL;
 
   free (resolved);
-  return found ? descriptor_load (xml, NULL) : NULL;
+  if (found && !descriptor)
+    log_warning (log, "%s: served by itself, but whether it is one delta of many "
+                 "is not known: %s", path, error->message);
+  return descriptor;
 }
 
 /* A delta without those below it reads as zeros where they have data; and one that
@@ -242,7 +259,7 @@ check_alone (struct location *location, const char *path,
              GError **error)
 {
   struct stat st;
-  g_autoptr (Descriptor) descriptor = load_beside (path, &st);
+  g_autoptr (Descriptor) descriptor = load_beside (path, &st, log);
   const char *guid =
     descriptor ? find_guid (descriptor, path, &st) : NULL;
   const struct descriptor_shot *shot =
@@ -304,11 +321,14 @@ find_files (struct location *location, const char *path,
 
 /* ---- An overlay -------------------------------------------------------- */
 
-/* As large as the disk that it goes over, with clusters as large as its. */
+/* As large as the disk that it goes over, with clusters as large as its.  If
+ * another server has just made it, or the name is a link, opening it tells more.
+ */
 static bool
-create_overlay (const struct location *location, const char *path,
+create_overlay (struct location *location, const char *path,
                 const struct log *log, GError **error)
 {
+  g_autoptr (GError) why = NULL;
   const struct chain_source *over = last_delta (location);
   const struct delta_source source = {
     .path = over->path,
@@ -328,10 +348,13 @@ create_overlay (const struct location *location, const char *path,
                  / FORMAT_SECTOR_SIZE * FORMAT_SECTOR_SIZE;
   options.cluster_size = delta->layout.cluster_size;
   delta_close (delta);
-  if (ploop_create (path, &options, error) == -1) {
-    g_prefix_error (error, "overlay: ");
+  if (ploop_create (path, &options, &why) == -1) {
+    if (g_error_matches (why, PLOOP_ERROR, PLOOP_ERROR_EXISTS))
+      return true;
+    g_propagate_prefixed_error (error, g_steal_pointer (&why), "overlay: ");
     return false;
   }
+  location->created = path;
   log_debug (log, "%s: created as an overlay on %s", path, over->path);
   return true;
 }
@@ -357,7 +380,6 @@ add_overlay (struct location *location,
     }
     if (!create_overlay (location, options->overlay, log, error))
       return false;
-    location->created = options->overlay;
   }
   chain_sources_add (location->deltas, options->overlay, -1, false);
   location->read_only = options->read_only;

@@ -267,13 +267,6 @@ check_request (const ploop_image *image, const ploop_request *request)
   return changes && ploop_is_read_only (image) ? -EROFS : 0;
 }
 
-/* A disk that nobody may write has nothing to flush. */
-static bool
-is_idle_flush (const ploop_image *image, const ploop_request *request)
-{
-  return request->operation == PLOOP_FLUSH && ploop_is_read_only (image);
-}
-
 /* Whoever asked for speed or nothing gets its answer before anything is done. */
 static int
 check_speed (const ploop_image *image, const ploop_request *request)
@@ -291,7 +284,7 @@ do_request (ploop_image *image, ploop_request *request)
 
   if (r == 0)
     r = check_speed (image, request);
-  if (r < 0 || is_idle_flush (image, request))
+  if (r < 0)
     return r;
   if (G_LIKELY (image->nr_parts == 1))
     return submit_and_wait (&image->parts[0].image->submit, request);

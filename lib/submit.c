@@ -148,12 +148,13 @@ end_unmapping (struct submit *submit, const ploop_request *request, int r)
   return r == 0 && request->operation == PLOOP_ZERO ? end : r;
 }
 
+/* A disk that nobody may write has nothing to commit. */
 static bool
 needs_commit (const struct submit *submit, const ploop_request *request,
               int result, bool durable)
 {
   if (request->operation == PLOOP_FLUSH)
-    return result == 0;
+    return result == 0 && !submit->disk->delta->read_only;
   return result == 0 && !durable && is_forced (submit, request);
 }
 

@@ -28,29 +28,27 @@ exports_init (ploop_image *image, const char *path,
   snapshots = g_hash_table_new (g_str_hash, g_str_equal);
 }
 
-/* The GUID of the snapshot that a client calls NAME, as the descriptor has it
- * (g_free), or NULL.
- */
-static char *
-find_guid (const char *name, GError **error)
+/* Is GUID, as a client has given it, that of a snapshot? */
+static bool
+is_snapshot (const char *guid, GError **error)
 {
   g_autoptr (GPtrArray) list =
     ploop_list_snapshots (disk_path, snapshot_options.allow_outside, error);
+  g_autofree char *shown = NULL;
 
-  for (guint i = 0; list && i < list->len; i++) {
+  if (!list)
+    return false;
+  for (guint i = 0; i < list->len; i++) {
     const struct ploop_snapshot *snapshot = g_ptr_array_index (list, i);
 
-    if (g_ascii_strcasecmp (snapshot->guid, name) == 0)
-      return g_strdup (snapshot->guid);
+    if (g_str_equal (snapshot->guid, guid))
+      return true;
   }
-  if (list) {
-    g_autofree char *shown = g_strescape (name, NULL);
-
-    g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_ARGUMENT,
-                 "%s: there is no export '%s': give no name for the disk, or a "
-                 "snapshot's GUID in braces", disk_path, shown);
-  }
-  return NULL;
+  shown = g_strescape (guid, NULL);
+  g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_ARGUMENT,
+               "%s: there is no export '%s': give no name for the disk, or a "
+               "snapshot's GUID in braces", disk_path, shown);
+  return false;
 }
 
 /* With the lock held. */
@@ -61,6 +59,8 @@ open_snapshot (const char *guid, GError **error)
   struct export *export;
   ploop_image *image;
 
+  if (!is_snapshot (guid, error))
+    return NULL;
   options.snapshot = guid;
   image = ploop_open (disk_path, &options, error);
   if (!image)
@@ -80,9 +80,7 @@ exports_get (const char *name, GError **error)
 
   if (*name == '\0')
     return &disk;
-  guid = find_guid (name, error);
-  if (!guid)
-    return NULL;
+  guid = g_ascii_strdown (name, -1);
   g_mutex_lock (&lock);
   export = g_hash_table_lookup (snapshots, guid);
   if (!export)

@@ -279,6 +279,15 @@ scaled (unsigned count)
 }
 
 bool
+chosen (size_t index, size_t count)
+{
+  const size_t wanted = scale_percent >= 100 ? 1 : scale_percent >= 50 ? 2 : 3;
+  const size_t stride = wanted < count ? wanted : count;
+
+  return index % stride == seed % stride;
+}
+
+bool
 nbdkit_is_plain (void)
 {
   const char *nbdkit = getenv ("NBDKIT");

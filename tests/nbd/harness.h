@@ -15,6 +15,7 @@
 #define PLOOP_TEST_HARNESS_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #define PRINTF_LIKE(format, first) \
@@ -70,6 +71,12 @@ void run_ok (const char *fmt, ...) PRINTF_LIKE (1, 2);
 
 /* COUNT in the percentage that PLOOP_TEST_SCALE gives, at least 1. */
 unsigned scaled (unsigned count);
+
+/* Is INDEX, of COUNT cases that a test goes through, one that this run has?  All
+ * are, but of short runs (PLOOP_TEST_SCALE) only every second or third, and the
+ * seed says which: at least one.
+ */
+bool chosen (size_t index, size_t count);
 
 /* True when NBDKIT is plain nbdkit: no valgrind, no sanitizer. */
 bool nbdkit_is_plain (void);

@@ -15,6 +15,7 @@
 
 #include "faults.h"
 #include "format.h"
+#include "location.h"
 #include "map.h"
 #include "ploop-core.h"
 #include "run.h"
@@ -560,6 +561,37 @@ START_TEST (overlay_on_a_raw_disk_has_its_size)
 }
 END_TEST
 
+/* Made here, and taken by another server before we had it. */
+START_TEST (overlay_that_is_in_use_is_left_to_who_has_it)
+{
+  g_autofree char *lower = make_lower ("lower", 1);
+  g_autofree char *overlay = scratch_path ("overlay");
+  const struct ploop_open_options options = { .overlay = overlay };
+  const struct location location = { .created = overlay };
+  ploop_image *image = ploop_open (lower, &options, NULL);
+
+  ck_assert_ptr_nonnull (image);
+  location_undo (&location);
+  ck_assert_int_eq (access (overlay, F_OK), 0);
+  close_image (image);
+  location_undo (&location);
+  ck_assert_int_eq (access (overlay, F_OK), -1);
+}
+END_TEST
+
+START_TEST (failed_opening_leaves_no_overlay)
+{
+  g_autofree char *lower = make_lower ("lower", 1);
+  g_autofree char *overlay = scratch_path ("overlay");
+  const char *const bases[] = { lower, NULL };
+  const struct ploop_open_options options = { .overlay = overlay,
+                                              .bases = bases };
+
+  expect_refusal (lower, &options, "twice");
+  ck_assert_int_eq (access (overlay, F_OK), -1);
+}
+END_TEST
+
 static void
 add_tests (TCase *tcase)
 {
@@ -579,6 +611,8 @@ add_tests (TCase *tcase)
   tcase_add_test (tcase, deltas_that_do_not_fit_are_refused);
   tcase_add_test (tcase, overlay_takes_all_that_is_written);
   tcase_add_test (tcase, overlay_on_a_raw_disk_has_its_size);
+  tcase_add_test (tcase, overlay_that_is_in_use_is_left_to_who_has_it);
+  tcase_add_test (tcase, failed_opening_leaves_no_overlay);
 }
 
 int

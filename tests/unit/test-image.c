@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <string.h>
 #include <sys/stat.h>
 
@@ -395,6 +396,38 @@ START_TEST (damaged_image_is_refused_and_not_touched)
 }
 END_TEST
 
+struct flushed {
+  sem_t come;
+  int result;
+};
+
+static void
+take_flush (ploop_request *request, int result)
+{
+  struct flushed *flushed = request->opaque;
+
+  flushed->result = result;
+  sem_post (&flushed->come);
+}
+
+START_TEST (disk_that_is_only_read_flushes_at_once)
+{
+  g_autofree char *path = empty_image (2, CLUSTER / 512);
+  struct flushed flushed = { .result = 1 };
+  ploop_request request = { .operation = PLOOP_FLUSH, .complete = take_flush,
+                            .opaque = &flushed };
+  ploop_image *image = open_image (path, &reading);
+
+  ck_assert_int_eq (ploop_flush (image), 0);
+  ck_assert_int_eq (sem_init (&flushed.come, 0, 0), 0);
+  ck_assert_int_eq (ploop_submit (image, &request), 0);
+  while (sem_wait (&flushed.come) == -1)
+    continue;
+  ck_assert_int_eq (flushed.result, 0);
+  close_image (image);
+}
+END_TEST
+
 START_TEST (image_with_bitmaps_is_opened_read_only)
 {
   struct format_header header = scratch_header (2, 64, 100);
@@ -529,6 +562,7 @@ add_tests (TCase *tcase)
                   marked_image_is_opened_and_unfinished_entries_are_cleared);
   tcase_add_loop_test (tcase, damaged_image_is_refused_and_not_touched, 0,
                        (int) G_N_ELEMENTS (damages));
+  tcase_add_test (tcase, disk_that_is_only_read_flushes_at_once);
   tcase_add_test (tcase, image_with_bitmaps_is_opened_read_only);
   tcase_add_test (tcase, marked_image_that_was_cut_off_is_refused);
   tcase_add_test (tcase, first_flush_of_a_marked_image_syncs);
