@@ -47,7 +47,8 @@ for size in 64 65 100 511; do
   head -c $size "$image" > "$tmp/short.hds"
   expect_refusal "short.hds.*file .*$size" file="$tmp/short.hds"
 done
-head -c 100000 /dev/urandom > "$tmp/noise"
+# What begins with '<' is taken for a descriptor.
+{ printf '\377'; head -c 100000 /dev/urandom; } > "$tmp/noise"
 expect_refusal 'noise.*signature' file="$tmp/noise"
 echo '<?xml version="1.0"?><Parallels_disk_image></Parallels_disk_image>' \
   > "$tmp/DiskDescriptor.xml"

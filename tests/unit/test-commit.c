@@ -1508,6 +1508,8 @@ START_TEST (nobody_is_forgotten_and_the_disk_is_as_the_map)
   bed.commit.write_back_delay = _i % 2 ? DELAY : 0;
   bed.commit.group.need_leader = want_leader;
   sem_init (&leader_wanted, 0, 0);
+  leader_may_go = false;
+  nr_promised = nr_kept = next_thread = 0;
   pthread_create (&leader, NULL, lead_when_asked, &bed);
   run_threads (&bed, change_and_commit);
   ck_assert_msg (comes_true (nr_kept == nr_promised),

@@ -386,6 +386,8 @@ START_TEST (commits_of_others_bring_freed_clusters_back)
   /* The punch may be noted after it was counted. */
   ck_assert (comes_true (commit_flush (&bed.commit) == 0
                          && alloc_nr_pending (&bed.alloc) == 0));
+  /* It is a hole before it is reserved again. */
+  ck_assert (comes_true (atomic_load (&bed.alloc.fresh[0]) & 1));
   ck_assert_uint_le (fault_calls[FAULT_FDATASYNC], 3);
   ck_assert_uint_eq (map_word_entry (map_cluster (&bed, 7, MAP_NEW)), 1);
   stop (&bed);

@@ -150,6 +150,12 @@ count_lines (void *opaque, enum ploop_log_level level, const char *message)
     ck_abort_msg ("unknown: %s", message);
 }
 
+static void
+forget_lines (void)
+{
+  nr_lost = nr_changed = nr_back = 0;
+}
+
 static const struct log test_log = { count_lines, NULL };
 
 static const struct remote_options patient = { .retry_seconds = 250,
@@ -909,6 +915,7 @@ END_TEST
 static void
 add_tests (TCase *tcase)
 {
+  tcase_add_checked_fixture (tcase, forget_lines, NULL);
   tcase_add_loop_test (tcase, reads_of_any_alignment_bring_the_content, 0,
                        G_N_ELEMENTS (kinds));
   tcase_add_loop_test (tcase, many_threads_read_at_once, 0, 5);

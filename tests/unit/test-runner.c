@@ -87,6 +87,8 @@ START_TEST (jobs_run_in_order_and_one_at_a_time)
 {
   struct runners runners;
 
+  memset (next_number, 0, sizeof next_number);
+  nr_run = 0;
   ck_assert_int_eq (runners_start (&runners, 3), 0);
   produce_all (&runners);
   /* All that was accepted is done by then. */
