@@ -10,7 +10,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -18,6 +17,7 @@
 #include "error.h"
 #include "format.h"
 #include "lock.h"
+#include "replace.h"
 
 /* Write zeros from the file position on.  Returns 0 or a negative errno. */
 static int
@@ -37,9 +37,8 @@ write_zeroes (int fd, uint64_t length)
   return 0;
 }
 
-/* Write header and BAT of a new image to the empty file FD, durably; the
- * header last, so that what is cut short is no image.  Returns 0 or a negative
- * errno.
+/* Write header and BAT of a new image to the empty file FD; the header last, so
+ * that what is cut short is no image.  Returns 0 or a negative errno.
  */
 static int
 write_image (int fd, const struct format_header *header)
@@ -55,22 +54,40 @@ write_image (int fd, const struct format_header *header)
   n = pwrite (fd, bytes, sizeof bytes, 0);
   if (n != sizeof bytes)
     return n < 0 ? -errno : -EIO;
-  return fsync (fd) == -1 ? -errno : 0;
+  return 0;
 }
 
-/* Make the file's name durable too. */
+/* The directory that the file is in, for *at calls, or a negative errno. */
 static int
-sync_directory (const char *path)
+open_directory (const char *path)
 {
   g_autofree char *directory = g_path_get_dirname (path);
-  int fd = open (directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  const int fd = open (directory, O_PATH | O_DIRECTORY | O_CLOEXEC);
+
+  return fd == -1 ? -errno : fd;
+}
+
+/* Make the names in a directory durable. */
+static int
+sync_names (int directory_fd)
+{
+  const int r = replace_sync (directory_fd);
+
+  /* Some file systems cannot sync a directory; it is theirs to keep then. */
+  return r == -EINVAL ? 0 : r;
+}
+
+/* Make the new file's name durable too. */
+static int
+sync_name (const char *path)
+{
+  const int directory_fd = open_directory (path);
   int r;
 
-  if (fd == -1)
-    return -errno;
-  /* Some file systems cannot sync a directory; it is theirs to keep then. */
-  r = fsync (fd) == -1 && errno != EINVAL ? -errno : 0;
-  close (fd);
+  if (directory_fd < 0)
+    return directory_fd;
+  r = sync_names (directory_fd);
+  close (directory_fd);
   return r;
 }
 
@@ -91,10 +108,12 @@ create_new (const char *path, const struct format_header *header,
     return -1;
   }
   r = write_image (fd, header);
+  if (r == 0 && fsync (fd) == -1)
+    r = -errno;
   if (close (fd) == -1 && r == 0)
     r = -errno;
   if (r == 0)
-    r = sync_directory (path);
+    r = sync_name (path);
   if (r < 0) {
     unlink (path);
     error_set_system (error, r, "%s: cannot be written", path);
@@ -103,42 +122,50 @@ create_new (const char *path, const struct format_header *header,
   return 0;
 }
 
-/* Write a new file beside PATH and rename it over.  The old one's owner
- * and permissions are kept.
- */
+/* Put a new image in the place of the file that ST is about. */
 static int
-write_beside_and_rename (const char *path, const struct stat *st,
-                         const struct format_header *header, GError **error)
+replace_old (int directory_fd, const char *path, const struct stat *st,
+             const struct format_header *header, GError **error)
 {
-  g_autofree char *beside = g_strconcat (path, ".XXXXXX", NULL);
-  int fd = mkostemp (beside, O_CLOEXEC);
-  int r;
+  g_autofree char *directory = g_path_get_dirname (path);
+  g_autofree char *name = g_path_get_basename (path);
+  g_autofree char *beside = NULL;
+  struct replacement replacement;
+  struct stat new;
+  int r = replace_begin (&replacement, directory_fd, name);
 
-  if (fd == -1) {
-    error_set_system (error, errno, "%s: cannot be created", beside);
+  beside = replacement.beside;
+  if (r < 0) {
+    error_set_system (error, r, "%s/%s: cannot be created", directory, beside);
     return -1;
   }
-  /* Its owner too, if we may; who may not is its owner already, or could not
-   * have opened it.
-   */
-  r = fchown (fd, st->st_uid, st->st_gid) == -1 && errno != EPERM ? -errno : 0;
-  if (r == 0)
-    r = fchmod (fd, st->st_mode & 07777) == -1 ? -errno
-                                               : write_image (fd, header);
-  if (close (fd) == -1 && r == 0)
-    r = -errno;
-  if (r == 0 && rename (beside, path) == -1)
-    r = -errno;
+  r = replace_end (&replacement, write_image (replacement.fd, header), st,
+                   &new);
   if (r < 0) {
-    unlink (beside);
     error_set_system (error, r, "%s: cannot be replaced", path);
     return -1;
   }
-  r = sync_directory (path);
+  r = sync_names (directory_fd);
   if (r < 0)
     error_set_system (error, r, "%s: is replaced, but its directory cannot be "
                       "synced", path);
   return r < 0 ? -1 : 0;
+}
+
+static int
+replace_in_directory (const char *path, const struct stat *st,
+                      const struct format_header *header, GError **error)
+{
+  const int directory_fd = open_directory (path);
+  int r;
+
+  if (directory_fd < 0) {
+    error_set_system (error, directory_fd, "%s: cannot be replaced", path);
+    return -1;
+  }
+  r = replace_old (directory_fd, path, st, header, error);
+  close (directory_fd);
+  return r;
 }
 
 /* Keep everybody out of the old file, FD, while it is replaced. */
@@ -158,7 +185,7 @@ lock_and_replace (int fd, const char *path,
   else if (lock_image (fd, path, true, error)
            && lock_descriptor (path, DESCRIPTOR_LOCK_WRITER, &descriptor_fd,
                                error))
-    r = write_beside_and_rename (path, &st, header, error);
+    r = replace_in_directory (path, &st, header, error);
 
   if (descriptor_fd >= 0)
     close (descriptor_fd);

@@ -971,6 +971,43 @@ judge_old_file (const struct descriptor *descriptor, struct stat *old,
   return false;
 }
 
+/* Returns 0 or a negative errno. */
+static int
+write_text (int fd, GBytes *text)
+{
+  gsize length;
+  const char *buf = g_bytes_get_data (text, &length);
+
+  while (length > 0) {
+    const ssize_t r = write (fd, buf, length);
+
+    if (r == -1 && errno == EINTR)
+      continue;
+    if (r == -1)
+      return -errno;
+    buf += r;
+    length -= (size_t) r;
+  }
+  return 0;
+}
+
+/* Put TEXT in the place of the file.  Returns 0 or a negative errno. */
+static int
+replace_text (struct descriptor *descriptor, GBytes *text,
+              const struct stat *old)
+{
+  struct replacement replacement;
+  g_autofree char *beside = NULL;
+  const int r = replace_begin (&replacement, descriptor->directory_fd,
+                               base_name (descriptor));
+
+  beside = replacement.beside;
+  if (r < 0)
+    return r;
+  return replace_end (&replacement, write_text (replacement.fd, text), old,
+                      &descriptor->read);
+}
+
 bool
 descriptor_store (struct descriptor *descriptor, GError **error)
 {
@@ -981,8 +1018,7 @@ descriptor_store (struct descriptor *descriptor, GError **error)
   if (!made (descriptor, text != NULL, error)
       || !judge_old_file (descriptor, &old, error))
     return false;
-  r = replace_file (descriptor->directory_fd, base_name (descriptor), text,
-                    &old, &descriptor->read);
+  r = replace_text (descriptor, text, &old);
   if (r < 0) {
     error_set_system (error, r, "%s: cannot be replaced, and is what it was",
                       descriptor->path);

@@ -1,6 +1,10 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 
-/* A file in the place of another: see replace.h. */
+/* A file in the place of another: see replace.h.
+ *
+ * The hard part is the order: owner before mode, both and the content before
+ * the name, the name before its directory.
+ */
 
 #include <config.h>
 
@@ -11,67 +15,52 @@
 
 #include "replace.h"
 
-/* Returns 0 or a negative errno. */
-static int
-write_all (int fd, const char *buf, size_t length)
+int
+replace_begin (struct replacement *replacement, int directory_fd,
+               const char *name)
 {
-  while (length > 0) {
-    const ssize_t r = write (fd, buf, length);
+  const int flags = O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC;
 
-    if (r == -1 && errno == EINTR)
-      continue;
-    if (r == -1)
-      return -errno;
-    buf += r;
-    length -= (size_t) r;
-  }
-  return 0;
+  replacement->directory_fd = directory_fd;
+  replacement->name = name;
+  replacement->beside = g_strdup_printf (".%s.%08x", name, g_random_int ());
+  replacement->fd = openat (directory_fd, replacement->beside, flags, 0600);
+  return replacement->fd == -1 ? -errno : 0;
 }
 
-/* Fill the new file; it looks like the old one then. */
+/* Let the new file look like the old one, for good. */
 static int
-fill_file (int fd, GBytes *text, const struct stat *old)
+finish_file (int fd, const struct stat *old, struct stat *new)
 {
-  gsize length;
-  const char *buf = g_bytes_get_data (text, &length);
-  int r;
-
   /* Only root may give files away.  Before fchmod: it takes bits away. */
   if (fchown (fd, old->st_uid, old->st_gid) == -1
       && fchown (fd, (uid_t) -1, old->st_gid) == -1 && errno != EPERM)
     return -errno;
-  if (fchmod (fd, old->st_mode & 07777) == -1)
+  if (fchmod (fd, old->st_mode & 07777) == -1 || fsync (fd) == -1
+      || fstat (fd, new) == -1)
     return -errno;
-  r = write_all (fd, buf, length);
-  if (r == 0 && fsync (fd) == -1)
-    r = -errno;
-  return r;
+  return 0;
 }
 
 int
-replace_file (int directory_fd, const char *name, GBytes *text,
-              const struct stat *old, struct stat *new)
+replace_end (struct replacement *replacement, int r, const struct stat *old,
+             struct stat *new)
 {
-  const int flags = O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC;
-  g_autofree char *beside =
-    g_strdup_printf (".%s.%08x", name, g_random_int ());
-  int fd = openat (directory_fd, beside, flags, 0600);
+  const int directory_fd = replacement->directory_fd;
   struct stat st;
-  int r;
 
-  if (fd == -1)
-    return -errno;
-  r = fill_file (fd, text, old);
-  if (r == 0 && fstat (fd, &st) == -1)
-    r = -errno;
+  if (r == 0)
+    r = finish_file (replacement->fd, old, &st);
   /* After fsync there is nothing that close could still lose. */
-  close (fd);
-  if (r == 0 && renameat (directory_fd, beside, directory_fd, name) == -1)
+  close (replacement->fd);
+  if (r == 0
+      && renameat (directory_fd, replacement->beside, directory_fd,
+                   replacement->name) == -1)
     r = -errno;
   if (r == 0)
     *new = st;
   else
-    unlinkat (directory_fd, beside, 0);
+    unlinkat (directory_fd, replacement->beside, 0);
   return r;
 }
 
