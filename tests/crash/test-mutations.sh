@@ -6,8 +6,9 @@
 # that is named, is linked with it and must fail.
 #
 # A mutation whose text is not in the source any more is an error: mend the
-# expression.  make check tries those that are found quickly; with
-# PLOOP_TEST_SCALE above 100 ("make crash"), all.  Names as arguments: only these.
+# expression.  make check tries those that are found quickly, with
+# PLOOP_TEST_SCALE below 100 a third of them, by PLOOP_TEST_SEED; above 100
+# ("make crash"), all.  Names as arguments: only these.
 
 set -u
 
@@ -19,6 +20,8 @@ trap 'rm -rf "$scratch"' EXIT
 trap 'exit 99' HUP INT TERM
 nr_unnoticed=0
 wanted=" $* "
+turn=${PLOOP_TEST_SEED:-$(date +%s)}
+echo "PLOOP_TEST_SEED=$turn PLOOP_TEST_SCALE=$PLOOP_TEST_SCALE"
 
 # What is linked beside the mutated file, and how: Makefile.am says.
 : "${MUTATION_CPPFLAGS?}" "${MUTATION_LDFLAGS?}" "${MUTATION_LIBS?}"
@@ -55,6 +58,13 @@ build ()
     || fail "$1: cannot be built"
 }
 
+# Is it the turn of this one of the quick mutations?
+is_due ()
+{
+  turn=$((turn + 1))
+  test "$PLOOP_TEST_SCALE" -ge 100 || test $((turn % 3)) -eq 0
+}
+
 # mutate quick|slow|rare NAME FILE EXPRESSION [TEST]
 #
 # Rare: a race so narrow that not to notice it is no failure; only told.
@@ -63,7 +73,8 @@ mutate ()
   case $wanted in
   '  ') if test "$1" != quick && test "$PLOOP_TEST_SCALE" -le 100; then
           return
-        fi ;;
+        fi
+        is_due || return ;;
   *" $2 "*) ;;
   *) return ;;
   esac

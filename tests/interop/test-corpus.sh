@@ -54,11 +54,21 @@ try_serving ()
   stop_nbdkit
 }
 
+# choose_modes: for writing, and for reading only (-r).  Short runs try each image
+# in one of them.
+choose_modes ()
+{
+  modes=()
+  if chosen "$nr_groups"; then modes+=(''); fi
+  if chosen $((nr_groups + 1)); then modes+=(-r); fi
+}
+
 # must_read NAME FILE SHA BYTES
 must_read ()
 {
   local mode before
-  for mode in '' -r; do
+  choose_modes
+  for mode in "${modes[@]}"; do
     before=$(file_state "$2")
     try_serving "$2" $mode
     [ -n "$sha" ] || fail "$1 ($mode): refused: $(cat "$nbdkit_log")"
@@ -74,7 +84,8 @@ must_read ()
 may_read ()
 {
   local mode before
-  for mode in '' -r; do
+  choose_modes
+  for mode in "${modes[@]}"; do
     before=$(file_state "$2")
     try_serving "$2" $mode
     [ "$(file_state "$2")" = "$before" ] || fail "$1 ($mode): file changed"

@@ -243,12 +243,12 @@ report ()
   check_fs
 }
 
-report
-report prealloc-mode=truncate
-report fast-path=off prealloc=1M
+if chosen 0; then report; fi
+if chosen 1; then report prealloc-mode=truncate; fi
+if chosen 0; then report fast-path=off prealloc=1M; fi
 io_options=()
-report prealloc=4M
-report cache=none prealloc-mode=truncate
+if chosen 1; then report prealloc=4M; fi
+if chosen 0; then report cache=none prealloc-mode=truncate; fi
 io_options=(-t writeback)
 
 # ---- A limit of the file's size
@@ -279,8 +279,8 @@ limited ()
   check_fs
 }
 
-limited
-limited prealloc-mode=truncate fast-path=off
+if chosen 0; then limited; fi
+if chosen 1; then limited prealloc-mode=truncate fast-path=off; fi
 
 # ---- Waiting
 
@@ -380,9 +380,13 @@ wait_for_space ()
   check_fs
 }
 
+nr=0
 for path in on off; do
   for mode in falloc truncate; do
-    wait_for_space fast-path=$path prealloc-mode=$mode
+    if chosen $((nr + nr / 2)); then
+      wait_for_space fast-path=$path prealloc-mode=$mode
+    fi
+    nr=$((nr + 1))
   done
 done
 say "passed"

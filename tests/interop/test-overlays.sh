@@ -168,8 +168,12 @@ expect_refusal 'tiny.*size is 0' file="$work/tiny" overlay="$overlay"
 [ ! -e "$overlay" ] || fail "an overlay was left over an empty file"
 
 unpack_corpus
+nr=0
 for row in c-chain3-v2-b64 c-chain3-v2-b64@1 c-chain3-v1-b2048@2 \
   c-rawbase-v2-b2048; do
+  nr=$((nr + 1))
+  # The last is what the next test begins with.
+  chosen $nr || [ $nr -eq 4 ] || continue
   entry=$(awk -F '\t' -v row=$row '$1 == row { print $4 }' \
             "$PLOOP_CORPUS/MANIFEST.tsv")
   rm -rf "$work"
