@@ -64,14 +64,22 @@ nbdkit_is_plain ()
   [ "${NBDKIT:-nbdkit}" = nbdkit ] && [ -z "${NBDKIT_PRELOAD:-}" ]
 }
 
-# chosen INDEX: with PLOOP_TEST_SCALE below 100, every second case by turns, those
-# of PLOOP_TEST_SEED; else all.
-_turn=$((${PLOOP_TEST_SEED:-$RANDOM} % 2))
+# What PLOOP_TEST_SCALE below 100 leaves out is another half with each
+# PLOOP_TEST_SEED.
+_seed=${PLOOP_TEST_SEED:-$RANDOM} RANDOM=$_seed
+say "PLOOP_TEST_SEED=$_seed PLOOP_TEST_SCALE=${PLOOP_TEST_SCALE:-100}"
+
+# chosen INDEX: every second one.
 chosen ()
 {
-  [ "${PLOOP_TEST_SCALE:-100}" -ge 100 ] || [ $((($1 + _turn) % 2)) -eq 0 ]
+  [ "${PLOOP_TEST_SCALE:-100}" -ge 100 ] || [ $((($1 + _seed) % 2)) -eq 0 ]
 }
-say "PLOOP_TEST_SEED=$_turn PLOOP_TEST_SCALE=${PLOOP_TEST_SCALE:-100}"
+
+# due: half of the cases, by chance.
+due ()
+{
+  [ "${PLOOP_TEST_SCALE:-100}" -ge 100 ] || [ $((RANDOM / 7 % 2)) -eq 0 ]
+}
 
 # ---- Cleaning up
 

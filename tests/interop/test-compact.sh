@@ -139,6 +139,7 @@ round ()
 }
 
 for cluster in 65536 1048576; do
+  due || continue
   file=$tmp/qemu-$cluster.hds
   qemu-img create -q -f parallels -o cluster_size=$cluster "$file" 48M
   round "$file" $has_ploop
@@ -147,6 +148,7 @@ file=$tmp/qemu-258048.hds
 qemu-img create -q -f parallels -o cluster_size=258048 "$file" 48M
 round "$file"
 for version in 1 2; do
+  chosen $version || continue
   file=$tmp/v$version.hds
   "$PLOOP_IMG" create -q --version=$version --cluster-size=32K "$file" 48M
   round "$file" $has_ploop

@@ -66,6 +66,7 @@ if nbdkit_is_plain; then
 fi
 for offset in 16 20 24 28 32 36 40 44 48 52 56 60 64; do
   for value in "${values[@]}"; do
+    due || continue
     nr_tried=$((nr_tried + 1))
     cp "$image" "$tmp/field.hds"
     printf "$value" |
@@ -179,7 +180,10 @@ write_all_missing ()
     { cat "$tmp/io.log"; fail "$k of ${#order[@]} writes were answered"; }
 }
 
+nr_ways=0
 for flags in '' -f; do
+  nr_ways=$((nr_ways + 1))
+  chosen $nr_ways || continue
   say "a full disk${flags:+, with FUA}"
   rm -f "$file"
   "$PLOOP_IMG" create -q --cluster-size=64K "$file" 16M

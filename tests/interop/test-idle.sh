@@ -176,6 +176,7 @@ work ()
 
 for parameters in cache=writeback cache=none \
     'writeback-delay=100 enospc=wait' 'fast-path=off copy-delay=1'; do
+  due || continue
   rm -f "$image"
   "$PLOOP_IMG" create -q --cluster-size=64K "$image" 64M
   # shellcheck disable=SC2086  # several words

@@ -110,6 +110,7 @@ fi
 
 for version in 1 2; do
   for cluster in 32K 64K 1M; do
+    due || continue
     file=$tmp/img-v$version-$cluster.hds
     "$PLOOP_IMG" create -q --version=$version --cluster-size=$cluster \
       "$file" 16M
@@ -126,12 +127,14 @@ done
 
 # qemu's own; ploop refuses those whose clusters it does not know.
 for cluster in 512 4096 258048; do
+  due || continue
   file=$tmp/qemu-$cluster.hds
   qemu-img create -q -f parallels -o cluster_size=$cluster "$file" 9M
   round "$file"
   rm "$file"
 done
 for cluster in 65536 1048576; do
+  due || continue
   file=$tmp/qemu-$cluster.hds
   qemu-img create -q -f parallels -o cluster_size=$cluster "$file" 16M
   round "$file" $has_ploop

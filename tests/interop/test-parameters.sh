@@ -35,20 +35,21 @@ wrong ()
 refused ()
 {
   local key=$1 value=$2 allowed=$3 text
+  due || return 0
   if start_nbdkit file="$image" "$key=$value"; then
     stop_nbdkit
     wrong "served with $key=$value"
     return
   fi
   check_log
-  text=$(cat "$nbdkit_log")
+  text=$(< "$nbdkit_log")
   [ "$nbdkit_status" -eq 1 ] ||
     wrong "$key=$value: exit status $nbdkit_status: $text"
-  grep -qF -- "$key" <<< "$text" ||
+  [[ $text = *"$key"* ]] ||
     wrong "$key=$value: does not name the parameter: $text"
-  grep -qF -- "$value" <<< "$text" ||
+  [[ $text = *"$value"* ]] ||
     wrong "$key=$value: does not name the value: $text"
-  grep -Eq -- "$allowed" <<< "$text" ||
+  [[ $text =~ $allowed ]] ||
     wrong "$key=$value: does not say what is allowed: $text"
 }
 
@@ -150,6 +151,7 @@ for parameter in cache={writeback,none,writethrough} enospc={report,wait} \
     extents={cluster,detail} prealloc-mode={falloc,truncate} fast-path={on,off,true,0} \
     prealloc={1,4095,1M,64K,1T} runners={1,3,16} \
     writeback-delay={0,1,100,3600000} copy-delay={1,500,3600000}; do
+  due || continue
   serves "$parameter"
 done
 say "all together"
