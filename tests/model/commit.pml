@@ -49,7 +49,7 @@
  *   zeroer                   request.c: request_zero
  *   flush                    submit.c: do_here
  *
- * Not here: unstable entries, the in-use mark, failed syncs but in
+ * Not here: unstable entries (copies.pml), the in-use mark, failed syncs but in
  * CONFIG_GROUP, memory order weaker than sequential consistency.
  *
  * Configurations, each chosen by a macro:

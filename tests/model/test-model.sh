@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
 
-# Proves, by looking at every state of the models in commit.pml and trims.pml,
-# that requests, commits, the scrubbing of freed clusters and the punching of
-# parts of clusters keep the rules together, whatever order they run in and, for
-# commits, wherever the power fails; and that the models would notice if they did
-# not: each of their BUG_* macros must be found.
+# Proves, by looking at every state of the models in commit.pml, copies.pml and
+# trims.pml, that requests, commits, copies from lower deltas, the scrubbing of
+# freed clusters and the punching of parts of clusters keep the rules together,
+# whatever order they run in and, for commits and copies, wherever the power fails; and that the models would notice if they did
+# not: each of their BUG_* macros must be found.  With PLOOP_TEST_SCALE below 100, a
+# third of these, by PLOOP_TEST_SEED.
 #
 # To see how an error comes about:
 #
@@ -16,7 +17,6 @@
 set -euo pipefail
 
 models=${abs_srcdir:-$(cd "$(dirname "$0")" && pwd)}
-model=$models/commit.pml
 max_mib=1000
 max_depth=10000
 
@@ -31,25 +31,18 @@ fail ()
   exit 1
 }
 
-for cmd in spin gcc; do
-  command -v $cmd > /dev/null ||
-    { say "skipped: $cmd is not installed"; exit 77; }
-done
-
-tmp=$(mktemp -d)
-trap 'rm -rf "$tmp"' EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
-cd "$tmp"
-
-# search LEVEL MACRO...: look through the model, compiled with -OLEVEL; what was
-# found is in pan.log.
+# search MODEL LEVEL MACRO...: look through the model, compiled with -OLEVEL; what
+# was found is in pan.log.
 search ()
 {
-  local level=$1
-  shift
-  rm -f pan*
-  timeout 60 spin -a "${@/#/-D}" "$model" > spin.log 2>&1 ||
+  local model=$models/$1 level=$2
+  shift 2
+  tmp=$(mktemp -d)
+  trap 'rm -rf "$tmp"' EXIT
+  trap 'exit 130' INT
+  trap 'exit 143' TERM
+  cd "$tmp"
+  timeout 300 spin -a "${@/#/-D}" "$model" > spin.log 2>&1 ||
     { cat spin.log; fail "spin does not take the model with $*"; }
   gcc "-O$level" -w -DSAFETY -DCOLLAPSE -DMEMLIM=$max_mib -o pan pan.c ||
     fail "what spin made of $* cannot be compiled"
@@ -62,72 +55,112 @@ number ()
   sed -n "s/^ *\([0-9.e+]*\) $1.*/\1/p" pan.log | head -n 1
 }
 
-# holds CONFIG: no state of it breaks a rule, and all were looked at.
+# summary WHAT
+summary ()
+{
+  say "$1: $(number 'states, stored') states," \
+      "$(sed -n 's/^pan: elapsed time //p' pan.log)"
+}
+
+# holds MODEL CONFIG: no state of it breaks a rule, and all were looked at.
 holds ()
 {
-  search 2 "CONFIG_$1"
-  grep -q 'errors: 0$' pan.log || { cat pan.log; fail "CONFIG_$1"; }
+  search "$1" 2 "CONFIG_$2"
+  grep -q 'errors: 0$' pan.log || { cat pan.log; fail "$1: CONFIG_$2"; }
   if grep -Eq 'max search depth|out of memory|reached -DMEMLIM|not completed' \
        pan.log || ! grep -q '^Full statespace search' pan.log ||
      ! grep -q 'elapsed time' pan.log; then
     cat pan.log
-    fail "CONFIG_$1: not all states were looked at"
+    fail "$1: CONFIG_$2: not all states were looked at"
   fi
-  say "CONFIG_$1: $(number 'states, stored') states," \
-      "$(sed -n 's/^pan: elapsed time //p' pan.log)"
+  summary "$1: CONFIG_$2"
 }
 
-# finds BUG CONFIG: with BUG, a state breaks a rule.
+# finds MODEL CONFIG BUG: with BUG, a state breaks a rule.
 finds ()
 {
-  search 0 "CONFIG_$2" "BUG_$1"
+  search "$1" 0 "CONFIG_$2" "BUG_$3"
   grep -q 'errors: [1-9]' pan.log ||
-    { cat pan.log; fail "BUG_$1 was not found in CONFIG_$2"; }
-  say "BUG_$1: found in CONFIG_$2:" \
-      "$(number 'states, stored') states," \
-      "$(sed -n 's/^pan: elapsed time //p' pan.log)"
+    { cat pan.log; fail "$1: BUG_$3 was not found in CONFIG_$2"; }
+  summary "$1: BUG_$3: found in CONFIG_$2"
 }
 
-holds WRITERS
-holds FLUSH
-holds DELAY
-holds DURABLE
-holds TRIM
-holds ZERO
-holds GROUP
+# The longest first.
+list ()
+{
+  grep '^[hf]' <<'END'
+holds commit.pml TRIM
+holds commit.pml GROUP
+holds commit.pml ZERO
+holds commit.pml WRITERS
+holds commit.pml FLUSH
+holds commit.pml DURABLE
+holds commit.pml DELAY
+holds copies.pml FLUSH
+holds copies.pml PAGE
+holds copies.pml COPY
+holds trims.pml PARTS
+holds trims.pml PIECES
+holds trims.pml AGAIN
 
-# A freed cluster.
-finds NO_GRACE_PERIOD TRIM
-finds REUSE_BEFORE_REMOVAL TRIM
-finds REUSE_BEFORE_PUNCH TRIM
-# A cluster that two write while it is new.
-finds UNDO_IGNORES_NEW WRITERS
-finds REMAP_UNNOTICED WRITERS
-finds NEW_CLEARED_FIRST WRITERS
-finds CLEARED_UNWRITTEN TRIM
-# What a commit covers.
-finds COVERED_AFTER_SYNC TRIM
-finds DIRTY_CLEARED_FIRST ZERO
-finds NOTE_BEFORE_WRITE FLUSH
-finds UNMAP_BEFORE_NOTE ZERO
-finds ZERO_WITHOUT_COMMIT ZERO
-# A cluster that the file's size does not cover.
-finds SIZE_NOT_SYNCED FLUSH
-# Who commits.
-finds LEADS_READ_UNLOCKED GROUP
-finds ALL_ANSWERED GROUP
-finds NO_LEADER_NEEDED GROUP
+A freed cluster.
+finds commit.pml TRIM NO_GRACE_PERIOD
+finds commit.pml TRIM REUSE_BEFORE_REMOVAL
+finds commit.pml TRIM REUSE_BEFORE_PUNCH
+A cluster that two write while it is new.
+finds commit.pml WRITERS UNDO_IGNORES_NEW
+finds commit.pml WRITERS REMAP_UNNOTICED
+finds commit.pml WRITERS NEW_CLEARED_FIRST
+finds commit.pml TRIM CLEARED_UNWRITTEN
+What a commit covers.
+finds commit.pml TRIM COVERED_AFTER_SYNC
+finds commit.pml ZERO DIRTY_CLEARED_FIRST
+finds commit.pml FLUSH NOTE_BEFORE_WRITE
+finds commit.pml ZERO UNMAP_BEFORE_NOTE
+finds commit.pml ZERO ZERO_WITHOUT_COMMIT
+A cluster that the file's size does not cover.
+finds commit.pml FLUSH SIZE_NOT_SYNCED
+Who leads, and who wakes whom.
+finds commit.pml GROUP LEADS_READ_UNLOCKED
+finds commit.pml GROUP ALL_ANSWERED
+finds commit.pml GROUP NO_LEADER_NEEDED
+What is written is not trimmed any more.
+finds trims.pml PARTS WRITTEN_PART_PUNCHED
+finds trims.pml PARTS WRITE_UNDER_A_PUNCH
+Nothing is left of a cluster, and somebody writes to it.
+finds trims.pml PIECES NOT_LOOKED_UP_AGAIN
+finds trims.pml PIECES UNMAPPED_UNLOCKED
+finds trims.pml PIECES NO_GRACE_PERIOD
+finds trims.pml AGAIN RECORD_OF_ANOTHER_TIME
+A copy.
+finds copies.pml COPY REST_NOT_COPIED
+finds copies.pml COPY TWO_COPIES
+finds copies.pml COPY COPY_IS_STABLE
+When its entry may be on disk, and when it has to.
+finds copies.pml PAGE UNSTABLE_WRITTEN
+finds copies.pml PAGE STABLE_BEFORE_SYNC
+finds copies.pml PAGE ALL_STABLE_AFTER_SYNC
+finds copies.pml COPY NOT_PUT_DOWN
+finds copies.pml COPY PUBLISHED_FIRST
+END
+}
 
-model=$models/trims.pml
-holds PARTS
-holds PIECES
-holds AGAIN
+# All that hold, and those of the others whose turn it is.
+chosen ()
+{
+  local turn=${PLOOP_TEST_SEED:-$RANDOM} stride=3
+  [ "${PLOOP_TEST_SCALE:-100}" -lt 100 ] || stride=1
+  say "PLOOP_TEST_SEED=$turn PLOOP_TEST_SCALE=${PLOOP_TEST_SCALE:-100}" >&2
+  list | awk -v turn=$((turn % stride)) -v stride=$stride \
+    '/^holds/ || NR % stride == turn'
+}
 
-# What is written is not trimmed any more.
-finds WRITTEN_PART_PUNCHED PARTS
-finds WRITE_UNDER_A_PUNCH PARTS
-# Nothing is left of a cluster, and somebody writes to it.
-finds NOT_LOOKED_UP_AGAIN PIECES
-finds UNMAPPED_UNLOCKED PIECES
-finds NO_GRACE_PERIOD PIECES
-finds RECORD_OF_ANOTHER_TIME AGAIN
+if [ $# -gt 0 ]; then
+  "$@"
+  exit
+fi
+for cmd in spin gcc; do
+  command -v $cmd > /dev/null ||
+    { say "skipped: $cmd is not installed"; exit 77; }
+done
+chosen | xargs -P "$(nproc)" -L 1 "$BASH" "$0" || fail "see above"
