@@ -92,7 +92,7 @@ io_both ()
   qemu-io -f raw "${args[@]}" "$tmp/raw" > /dev/null
 }
 
-# expect_refused NAME [TEXT]: there is no such export, and the server goes on.
+# expect_refused NAME: there is no such export, and that is the server's answer.
 expect_refused ()
 {
   local status=0
@@ -100,11 +100,8 @@ expect_refused ()
   [ $status -eq 1 ] ||
     { cat "$tmp/refused.log"
       fail "status $status, not a refusal: export '${1:0:80}'"; }
-  grep -Eq "${2:-for the disk|no export|unknown export|server replied}" \
-    "$tmp/refused.log" ||
+  grep -q 'server replied with error' "$tmp/refused.log" ||
     { cat "$tmp/refused.log"; fail "another error: export '${1:0:80}'"; }
-  nbdinfo --size "$uri" > /dev/null ||
-    fail "no answer any more after a client asked for '${1:0:80}'"
 }
 
 # expect_read_only NAME: as such it is announced, and no client can write.
@@ -348,7 +345,7 @@ refused_names=(
   "{$bare}/$(delta_of 1)" "a/b" "{../../etc/hostname}"
   $'\377\376\200' $'{\300\200}' $'\355\240\200' $'{0000000\2632-aaaa}'
   $'\001\033[2J' $'x\nnbdkit: error: forged' '%s%n%s%n' '<Shot>&amp;' "'" '"'
-  "snapshot={$bare}" "$long" "{$long:2}" "{$bare}${long:38}"
+  "snapshot={$bare}" "$long" "{${long:2}}" "{$bare}${long:38}"
 )
 for name in "${refused_names[@]}"; do
   expect_refused "$name"
@@ -386,7 +383,7 @@ hold ()
 ask_held ()
 {
   local before
-  before=$(grep -c '^read 512/512' "$tmp/held.$1" || true)
+  before=$(grep -c 'read 512/512' "$tmp/held.$1" || true)
   echo "read -P $2 $3 512" >&"${hold_fds[$1]}"
   wait_until held_has_answered "$1" $((before + 1)) ||
     { cat "$tmp/held.$1"; fail "client $1 gets no answer"; }
@@ -395,7 +392,7 @@ ask_held ()
 
 held_has_answered ()
 {
-  [ "$(grep -c '^read 512/512' "$tmp/held.$1")" -ge "$2" ] ||
+  [ "$(grep -c 'read 512/512' "$tmp/held.$1")" -ge "$2" ] ||
     grep -Eqi 'failed|error' "$tmp/held.$1"
 }
 
@@ -493,14 +490,14 @@ release 8
 expect_snapshots "opened again"
 stop_nbdkit
 
-# ---- The server ends under its clients
+# ---- The server is told to end while clients are there
 
 serve file="$dir"
 hold 1 "$(guid_of 1)"
 hold 2 ''
 ask_held 1 33 "$(mark_of 1)"
 ask_held 2 203 5M
-stop_nbdkit
+kill -TERM "$nbdkit_pid"
 for client in 1 2; do
   fd=${hold_fds[client]}
   echo quit >&"$fd"
@@ -509,6 +506,10 @@ for client in 1 2; do
   rm "$tmp/pipe.$client"
   unset "held[$client]"
 done
+wait_until _has_ended "$nbdkit_pid" || fail "the server does not end"
+wait "$nbdkit_pid" || fail "the server's exit status is $?"
+nbdkit_pid=
+check_log
 
 # ---- On disk
 
@@ -631,7 +632,7 @@ while read -r name; do
     [ "$(sha_of "$guid")" = "$sha256" ] || fail "$row: something else"
     nbdcopy "$(uri_of "$guid")" "$tmp/out"
     expect_true_map "$guid" "$tmp/out"
-    expect_read_only "$guid"
+    nbdinfo --is read-only "$(uri_of "$guid")" || fail "$row: not read-only"
   done < "$PLOOP_CORPUS/MANIFEST.tsv"
   nr=$((nr + rows))
   stop_nbdkit
