@@ -193,10 +193,11 @@ write_descriptor ()
 XML
 }
 
-# new_top: an empty delta above the others.
+# new_top: an empty delta above the others.  Of version 1: ploop makes no
+# snapshots of the other one without its kernel.
 new_top ()
 {
-  "$PLOOP_IMG" create -q --cluster-size=64K \
+  "$PLOOP_IMG" create -q --version=1 --cluster-size=64K \
     "$dir/$(delta_of $((nr_snapshots + 1)))" "${kib}K"
   write_descriptor
 }
@@ -523,15 +524,17 @@ expect_clean ()
   qemu-img check -q -f parallels "$top" || fail "$1: qemu-img check"
   "$PLOOP_IMG" check "$top" > "$tmp/check.log" ||
     { cat "$tmp/check.log"; fail "$1: ploop-img check"; }
-  if command -v ploop > /dev/null; then
-    ploop_check_delta "$top"
-    run_ploop "$dir" info -s -d DiskDescriptor.xml > "$tmp/ploop.log" 2>&1 ||
-      { cat "$tmp/ploop.log"; fail "$1: ploop info"; }
-    # It minds holes in files even where it made them.
-    run_ploop "$dir" check -r -S DiskDescriptor.xml > "$tmp/ploop.log" 2>&1 ||
-      grep -q sparse "$tmp/ploop.log" ||
-      { cat "$tmp/ploop.log"; fail "$1: ploop check DiskDescriptor.xml"; }
-  fi
+  command -v ploop > /dev/null || return 0
+  # It may write to what it checks.
+  cp -a "$dir" "$tmp/copy"
+  ploop_check_delta "$tmp/copy/${top##*/}"
+  run_ploop "$tmp/copy" info -s -d DiskDescriptor.xml > "$tmp/ploop.log" 2>&1 ||
+    { cat "$tmp/ploop.log"; fail "$1: ploop info"; }
+  # It minds holes in files even where it made them.
+  run_ploop "$tmp/copy" check -r -S DiskDescriptor.xml > "$tmp/ploop.log" 2>&1 ||
+    grep -q sparse "$tmp/ploop.log" ||
+    { cat "$tmp/ploop.log"; fail "$1: ploop check DiskDescriptor.xml"; }
+  rm -r "$tmp/copy"
 }
 expect_clean "after all at once"
 
