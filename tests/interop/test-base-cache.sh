@@ -288,9 +288,9 @@ for i in 1 2; do
   copies+=($!)
 done
 for ((round = 0; round < 8; round++)); do
-  io "write -P $((16 + round)) $((round * 1000 + 7))k 33k" \
+  io "write -z -u $((round * 900 + 450))k 80k" \
+    "write -P $((16 + round)) $((round * 1000 + 7))k 33k" \
     "write -P $((16 + round)) $(((round * 15 + 3) * 64))k 64k" \
-    "write -z -u $((round * 900 + 450))k 80k" \
     "write -P $((16 + round)) $((8000 - round * 700))k 512" \
     "read -P $((16 + round)) $((8000 - round * 700))k 512" \
     "read -P $((16 + round)) $((round * 1000 + 7))k 33k"
@@ -318,7 +318,7 @@ start_remote
 work base-cache=on
 # Kept, then trimmed: whole clusters are zeros.  Never read: they are, too, or
 # still what they were; from then on they do not change.
-expect_range 0 1024 "to be trimmed"
+expect_range 0 640 "to be trimmed"
 io 'write -P 0x11 512k 128k'
 qemu-io -t writeback -f raw -c 'discard 128k 128k' -c 'discard 512k 64k' \
   -c flush "$uri" > "$tmp/io.log" 2>&1 || { cat "$tmp/io.log"; fail "trim"; }
@@ -338,7 +338,7 @@ trimmed_is_zero ()
 expect_range 576 64 "beside what was trimmed"
 trimmed_is_zero "trimmed"
 reads | tail -n "+$((nr + 1))" > "$tmp/reads.since"
-awk '$1 < 1048576 { bad = 1 } END { exit bad }' "$tmp/reads.since" ||
+awk '$1 < 655360 { bad = 1 } END { exit bad }' "$tmp/reads.since" ||
   { cat "$tmp/reads.since"; fail "the base was asked for what was trimmed"; }
 stop_nbdkit
 work base-cache=on
@@ -348,21 +348,19 @@ expect_content "written again"
 # Parts of clusters are zeros or as before, and nothing around them changes.
 qemu-io -t writeback -f raw -c 'discard 2050k 30k' -c 'discard 2180k 200k' \
   -c flush "$uri" > "$tmp/io.log" 2>&1 || { cat "$tmp/io.log"; fail "trim"; }
-# parts_are_right WHAT: sets the oracle to what was found where both are right.
+# parts_are_right WHAT: a byte that differs is a zero, and was trimmed.  Sets the
+# oracle to what was found.
 parts_are_right ()
 {
   nbdcopy "$uri" "$tmp/out" || fail "$1: cannot be read"
-  for ((at = 2050; at < 2380; at++)); do
-    if [ $at -eq 2080 ]; then at=2180; fi
-    cmp -s -n 1024 -i $((at * 1024)):0 "$tmp/out" /dev/zero ||
-      cmp -s -n 1024 -i $((at * 1024)) "$tmp/out" "$tmp/raw" ||
-      fail "$1: ${at}k is neither zeros nor what it was"
-  done
-  for range in '2050 30' '2180 200'; do
-    dd if="$tmp/out" of="$tmp/raw" bs=1k skip="${range% *}" seek="${range% *}" \
-      count="${range#* }" conv=notrunc status=none
-  done
-  cmp "$tmp/out" "$tmp/raw" || fail "$1: more than that was changed"
+  { cmp -l "$tmp/out" "$tmp/raw" || true; } | awk '
+    function in_range(from, length_) {
+      return $1 > from * 1024 && $1 <= (from + length_) * 1024
+    }
+    $2 != 0 || !(in_range(2050, 30) || in_range(2180, 200)) {
+      print "at", $1 - 1, "there is", $2, "and was", $3; exit 1
+    }' || fail "$1: neither what was there nor zeros that were asked for"
+  cp "$tmp/out" "$tmp/raw"
 }
 parts_are_right "parts trimmed"
 stop_nbdkit
