@@ -369,7 +369,8 @@ hold ()
 }
 
 # ask_held NR PATTERN OFFSET [PATTERN OFFSET...]: the client reads 512 bytes at
-# each offset that must be PATTERN.
+# each offset that must be PATTERN.  One command at a time: qemu-io does not see
+# a second one that came with the first.
 ask_held ()
 {
   local client=$1 nr
@@ -379,9 +380,9 @@ ask_held ()
     echo "read -P $1 $2 512" >&"${hold_fds[client]}"
     nr=$((nr + 1))
     shift 2
+    wait_until held_has_answered "$client" "$nr" ||
+      { cat "$tmp/held.$client"; fail "client $client gets no answer"; }
   done
-  wait_until held_has_answered "$client" "$nr" ||
-    { cat "$tmp/held.$client"; fail "client $client gets no answer"; }
   ! grep -Ei 'fail|error' "$tmp/held.$client" || fail "client $client"
 }
 
@@ -438,7 +439,7 @@ for i in 1 2 3; do
   readers[i]=$!
 done
 # What is trimmed is written at once, for the oracle to know it.
-for ((round = 1; round <= 5; round++)); do
+for ((round = 1; round <= 3; round++)); do
   mark=$(mark_of $((round % 3 + 1)))
   io_both "write -P $((128 + round)) $((round * 37))k 900k" \
     "write -z -u $((round * 300 + 5))k 700k" \
