@@ -10,7 +10,8 @@
 
 set -euo pipefail
 . "$abs_top_srcdir/tests/functions.sh"
-requires nbdcopy nbdinfo qemu-io qemu-img sha256sum
+requires nbdcopy nbdinfo qemu-io qemu-img sha256sum flock
+[ -x "${FCNTL_HOLD:-}" ] || fail "FCNTL_HOLD is not set: use make check"
 unpack_corpus
 
 # ---- Names
@@ -482,6 +483,17 @@ done
 release 4
 release 8
 expect_snapshots "opened again"
+# The live disk's locks are there still, though others of the same files went.
+for i in 1 2 3 4; do
+  "$FCNTL_HOLD" try write "$dir/$(delta_of $i)" > /dev/null 2>&1 &&
+    fail "delta $i is no longer locked for libploop 9"
+  qemu-io -f parallels -c 'write 0 512' "$dir/$(delta_of $i)" \
+    > "$tmp/io.log" 2>&1 && fail "delta $i is no longer locked for qemu"
+  grep -qi lock "$tmp/io.log" ||
+    { cat "$tmp/io.log"; fail "qemu-io failed for another reason"; }
+done
+flock -n "$dir/DiskDescriptor.xml.lck" true &&
+  fail "the disk is no longer locked for ploop"
 stop_nbdkit
 
 # ---- The server is told to end while clients are there
