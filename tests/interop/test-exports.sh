@@ -16,10 +16,17 @@ unpack_corpus
 
 # ---- Names
 
-# encode NAME: as a part of a URI, every byte of it.
+# encode NAME: as a part of a URI.
 encode ()
 {
-  printf %s "$1" | od -A n -v -t x1 | tr -d '\n' | sed 's/ /%/g'
+  local name=$1
+  case $name in
+    *[!0-9A-Za-z{}-]*)
+      printf %s "$name" | od -A n -v -t x1 | tr -d '\n' | sed 's/ /%/g' ;;
+    *)
+      name=${name//\{/%7B}
+      echo "${name//\}/%7D}" ;;
+  esac
 }
 
 # uri_of NAME: of the export.
@@ -28,12 +35,11 @@ uri_of ()
   echo "nbd+unix:///$(encode "$1")?socket=$sock"
 }
 
-# guid_of NR: of a snapshot.
-guid_of ()
-{
-  echo "{0000000$1-aaaa-bbbb-cccc-444444444444}"
-}
-
+# Of the snapshots, from 1 on.
+guids=('')
+for i in 1 2 3 4 5 6 7 8 9; do
+  guids+=("{0000000$i-aaaa-bbbb-cccc-444444444444}")
+done
 top_guid='{5fbaabe3-6958-40ff-92a7-860e329aab41}'
 null_guid='{00000000-0000-0000-0000-000000000000}'
 
@@ -48,7 +54,9 @@ serve ()
 # sha_of NAME: SHA-256 of the export's content.
 sha_of ()
 {
-  nbdcopy "$(uri_of "$1")" - | sha256sum | cut -d ' ' -f 1
+  local sum
+  sum=$(nbdcopy "$(uri_of "$1")" - | sha256sum)
+  echo "${sum%% *}"
 }
 
 # list_exports: nbdinfo --list, each line with the export's name before it.
@@ -161,7 +169,7 @@ write_descriptor ()
 {
   local i guid parent=$null_guid images='' shots=''
   for ((i = 1; i <= nr_snapshots + 1; i++)); do
-    guid=$(guid_of $i)
+    guid=${guids[i]}
     if [ $i -gt $nr_snapshots ]; then guid=$top_guid; fi
     images+="<Image><GUID>$guid</GUID><Type>Compressed</Type>"
     images+="<File>$(delta_of $i)</File></Image>"
@@ -196,11 +204,8 @@ new_top ()
   write_descriptor
 }
 
-# What only snapshot NR and later ones have, a cluster of its own.
-mark_of ()
-{
-  echo $(((8 << 20) + ($1 << 20)))
-}
+# What only a snapshot and later ones have, a cluster of its own.
+marks=('' $((9 << 20)) $((10 << 20)) $((11 << 20)))
 
 sizes=()
 shas=()
@@ -210,7 +215,7 @@ new_top
 for i in 1 2 3; do
   serve file="$dir"
   io_both "write -P $((16 + i)) $((i * 100))k 1000k" \
-    "write -P $((32 + i)) $(mark_of $i) 70k" \
+    "write -P $((32 + i)) ${marks[i]} 70k" \
     "write -z -u $((i * 200))k 130k" \
     "write -P $((48 + i)) $((i * 500 + 1))k 512" \
     "write -P $((64 + i)) $((kib * 1024 - 512)) 512" flush
@@ -250,7 +255,7 @@ expect_snapshots ()
 {
   local i
   for ((i = 1; i <= nr_snapshots; i++)); do
-    [ "$(sha_of "$(guid_of $i)")" = "${shas[i]}" ] ||
+    [ "$(sha_of "${guids[i]}")" = "${shas[i]}" ] ||
       fail "$1: snapshot $i has something else"
   done
 }
@@ -261,10 +266,10 @@ expect_snapshots ()
 expect_list ()
 {
   local i guid
-  expect_exports '' "$(guid_of 1)" "$(guid_of 2)" "$(guid_of 3)"
+  expect_exports '' "${guids[1]}" "${guids[2]}" "${guids[3]}"
   expect_listed '' "export-size: $1"
   for i in 1 2 3; do
-    guid=$(guid_of $i)
+    guid=${guids[i]}
     expect_listed "$guid" "export-size: ${sizes[i]}"
     expect_listed "$guid" 'is_read_only: true'
     grep -F "[$guid]" "$tmp/list.named" | grep 'description:' > "$tmp/text" ||
@@ -278,7 +283,7 @@ expect_list ()
       grep -q '{' "$tmp/text.alone" &&
         { cat "$tmp/text"; fail "snapshot 1 has a parent"; }
     else
-      grep -Fq "$(guid_of $((i - 1)))" "$tmp/text.alone" ||
+      grep -Fq "${guids[i - 1]}" "$tmp/text.alone" ||
         { cat "$tmp/text"; fail "snapshot $i: not its parent"; }
     fi
   done
@@ -304,14 +309,14 @@ serve file="$dir"
 nbdcopy "$uri" "$tmp/out"
 cmp "$tmp/out" "$tmp/raw" || fail "the live disk has something else"
 for i in 1 2 3; do
-  expect_read_only "$(guid_of $i)"
-  expect_true_map "$(guid_of $i)" "$tmp/raw.$i"
+  expect_read_only "${guids[i]}"
+  expect_true_map "${guids[i]}" "$tmp/raw.$i"
   cp "$tmp/map" "$tmp/map.$i"
   # A cluster that was written later is a hole; one that was written is not.
   for j in 1 2 3; do
     if [ $j -le $i ]; then want=0; else want=3; fi
-    [ "$(mark_of $j)" -lt "${sizes[i]}" ] || continue
-    [ "$(type_at "$(mark_of $j)")" = $want ] ||
+    [ "${marks[j]}" -lt "${sizes[i]}" ] || continue
+    [ "$(type_at "${marks[j]}")" = $want ] ||
       { cat "$tmp/map"; fail "snapshot $i: mark $j is no $want in the map"; }
   done
 done
@@ -324,13 +329,13 @@ stop_nbdkit
 say "names"
 serve file="$dir"
 # The descriptor's letters are not the client's.
-name=$(guid_of 2 | tr a-f A-F)
+name=$(echo "${guids[2]}" | tr a-f A-F)
 [ "$(sha_of "$name")" = "${shas[2]}" ] || fail "'$name' is something else"
-bare=$(guid_of 2 | tr -d '{}')
+bare=$(echo "${guids[2]}" | tr -d '{}')
 long=$(printf '%04096d' 0)
 refused_names=(
   "$bare" "{$bare" "{$bare}x" " {$bare}" "{$bare}{$bare}" "{}" "{00000002}"
-  "$(guid_of 9)" "$top_guid" "$null_guid" "disk" "$(delta_of 1)"
+  "${guids[9]}" "$top_guid" "$null_guid" "disk" "$(delta_of 1)"
   "$dir/$(delta_of 1)" "/" ".." "../" "../disk/$(delta_of 1)"
   "../../../../../../../../etc/hostname" "/{$bare}" "{$bare}/"
   "{$bare}/../$(delta_of 1)" "{../../etc/hostname}"
@@ -410,7 +415,7 @@ read_on ()
   local again=1
   while [ $again -ne 0 ]; do
     if [ -e "$tmp/written" ]; then again=0; fi
-    [ "$(sha_of "$(guid_of "$1")")" = "${shas[$1]}" ] ||
+    [ "$(sha_of "${guids[$1]}")" = "${shas[$1]}" ] ||
       { echo "snapshot $1 has something else"; return 1; }
   done
 }
@@ -419,19 +424,19 @@ say "all at once"
 serve file="$dir"
 # Two clients for each snapshot and two for the live disk, all of them open.
 for i in 1 2 3; do
-  hold $i "$(guid_of $i)"
-  hold $((4 + i)) "$(guid_of $i)"
+  hold $i "${guids[i]}"
+  hold $((4 + i)) "${guids[i]}"
 done
 hold 4 ''
 hold 8 ''
 for i in 1 2 3; do
   for client in $i $((4 + i)); do
-    ask_held $client $((32 + i)) "$(mark_of $i)" \
+    ask_held $client $((32 + i)) "${marks[i]}" \
       $((64 + i)) $((sizes[i] - 512))
   done
-  if [ $i -lt 3 ]; then ask_held 3 $((32 + i)) "$(mark_of $i)"; fi
+  if [ $i -lt 3 ]; then ask_held 3 $((32 + i)) "${marks[i]}"; fi
 done
-ask_held 4 35 "$(mark_of 3)"
+ask_held 4 35 "${marks[3]}"
 ask_held 8 67 16776704
 
 readers=()
@@ -441,7 +446,7 @@ for i in 1 2 3; do
 done
 # What is trimmed is written at once, for the oracle to know it.
 for ((round = 1; round <= 3; round++)); do
-  mark=$(mark_of $((round % 3 + 1)))
+  mark=${marks[round % 3 + 1]}
   io_both "write -P $((128 + round)) $((round * 37))k 900k" \
     "write -z -u $((round * 300 + 5))k 700k" \
     "write -z $((round * 800))k 64k" \
@@ -460,16 +465,16 @@ done
 # Who was there all the time sees the same; the live disk's see what is new.
 for i in 1 2 3; do
   for client in $i $((4 + i)); do
-    ask_held $client $((32 + i)) "$(mark_of $i)" \
+    ask_held $client $((32 + i)) "${marks[i]}" \
       $((64 + i)) $((sizes[i] - 512))
   done
 done
 for client in 4 8; do
-  ask_held $client 203 5M 0 "$(mark_of 2)"
+  ask_held $client 203 5M 0 "${marks[2]}"
 done
 expect_snapshots "the live disk was written"
 for i in 1 2 3; do
-  expect_true_map "$(guid_of $i)" "$tmp/raw.$i"
+  expect_true_map "${guids[i]}" "$tmp/raw.$i"
   cmp "$tmp/map" "$tmp/map.$i" || fail "snapshot $i has another map"
 done
 nbdcopy "$uri" "$tmp/out"
@@ -477,7 +482,7 @@ cmp "$tmp/out" "$tmp/raw" || fail "the live disk is not what was written"
 # One client fewer leaves the other alone; the last one that goes leaves all.
 for i in 1 2 3; do release $i; done
 for i in 1 2 3; do
-  ask_held $((4 + i)) $((32 + i)) "$(mark_of $i)"
+  ask_held $((4 + i)) $((32 + i)) "${marks[i]}"
   release $((4 + i))
 done
 release 4
@@ -499,9 +504,9 @@ stop_nbdkit
 # ---- The server is told to end while clients are there
 
 serve file="$dir"
-hold 1 "$(guid_of 1)"
+hold 1 "${guids[1]}"
 hold 2 ''
-ask_held 1 33 "$(mark_of 1)"
+ask_held 1 33 "${marks[1]}"
 ask_held 2 203 5M
 kill -TERM "$nbdkit_pid"
 for client in 1 2; do
@@ -547,7 +552,7 @@ expect_clean "after all at once"
 
 say "snapshot="
 top_before=$(file_state "$dir/$(delta_of 4)")
-serve file="$dir" "snapshot=$(guid_of 2)"
+serve file="$dir" "snapshot=${guids[2]}"
 expect_list "${sizes[2]}"
 expect_listed '' 'is_read_only: true'
 expect_read_only ''
@@ -562,7 +567,7 @@ stop_nbdkit
 # An overlay above the disk takes its writes; the snapshots stay.
 serve file="$dir" overlay="$tmp/overlay.hds"
 io 'write -P 0xee 0 16M' flush
-expect_exports '' "$(guid_of 1)" "$(guid_of 2)" "$(guid_of 3)"
+expect_exports '' "${guids[1]}" "${guids[2]}" "${guids[3]}"
 expect_listed '' 'is_read_only: false'
 expect_snapshots "under an overlay"
 stop_nbdkit
@@ -577,13 +582,13 @@ if command -v ploop > /dev/null; then
     DiskDescriptor.xml > "$tmp/ploop.log" 2>&1 ||
     { cat "$tmp/ploop.log"; fail "ploop snapshot"; }
   serve file="$dir"
-  expect_exports '' "$(guid_of 1)" "$(guid_of 2)" "$(guid_of 3)" \
-    "$(guid_of 4)"
+  expect_exports '' "${guids[1]}" "${guids[2]}" "${guids[3]}" \
+    "${guids[4]}"
   io 'write -P 0x99 0 16M' flush
-  [ "$(sha_of "$(guid_of 4)")" = \
+  [ "$(sha_of "${guids[4]}")" = \
     "$(sha256sum < "$tmp/raw" | cut -d ' ' -f 1)" ] ||
     fail "the snapshot that ploop made has something else"
-  expect_read_only "$(guid_of 4)"
+  expect_read_only "${guids[4]}"
   stop_nbdkit
 fi
 
@@ -596,7 +601,7 @@ expect_none ()
   shift
   serve "$@"
   expect_exports ''
-  expect_refused "$(guid_of 1)"
+  expect_refused "${guids[1]}"
   [ "$(sha_of '')" = "${shas[1]}" ] || fail "$what: something else"
   stop_nbdkit
 }
