@@ -4,6 +4,8 @@
 
 #include <config.h>
 
+#include <string.h>
+
 #include "exports.h"
 
 static struct export disk;
@@ -28,12 +30,16 @@ exports_init (ploop_image *image, const char *path,
   snapshots = g_hash_table_new (g_str_hash, g_str_equal);
 }
 
-/* Is GUID, as a client has given it, that of a snapshot? */
+/* What is shown of a name that a client has given. */
+#define MOST_SHOWN 100
+
+/* Is GUID that of a snapshot?  The client has called it NAME. */
 static bool
-is_snapshot (const char *guid, GError **error)
+is_snapshot (const char *guid, const char *name, GError **error)
 {
   g_autoptr (GPtrArray) list =
     ploop_list_snapshots (disk_path, snapshot_options.allow_outside, error);
+  g_autofree char *start = g_strndup (name, MOST_SHOWN);
   g_autofree char *shown = NULL;
 
   if (!list)
@@ -44,22 +50,23 @@ is_snapshot (const char *guid, GError **error)
     if (g_str_equal (snapshot->guid, guid))
       return true;
   }
-  shown = g_strescape (guid, NULL);
+  shown = g_strescape (start, NULL);
   g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_ARGUMENT,
-               "%s: there is no export '%s': give no name for the disk, or a "
-               "snapshot's GUID in braces", disk_path, shown);
+               "%s: there is no export '%s%s': give no name for the disk, or a "
+               "snapshot's GUID in braces", disk_path, shown,
+               strlen (name) > MOST_SHOWN ? "..." : "");
   return false;
 }
 
 /* With the lock held. */
 static struct export *
-open_snapshot (const char *guid, GError **error)
+open_snapshot (const char *guid, const char *name, GError **error)
 {
   struct ploop_open_options options = snapshot_options;
   struct export *export;
   ploop_image *image;
 
-  if (!is_snapshot (guid, error))
+  if (!is_snapshot (guid, name, error))
     return NULL;
   options.snapshot = guid;
   image = ploop_open (disk_path, &options, error);
@@ -84,7 +91,7 @@ exports_get (const char *name, GError **error)
   g_mutex_lock (&lock);
   export = g_hash_table_lookup (snapshots, guid);
   if (!export)
-    export = open_snapshot (guid, error);
+    export = open_snapshot (guid, name, error);
   if (export)
     export->nr_users++;
   g_mutex_unlock (&lock);
