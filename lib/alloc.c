@@ -754,8 +754,8 @@ alloc_finish (struct alloc *alloc, bool old_tail)
   while (used > 0
          && (is_fresh (alloc, used - 1) || is_hole (alloc, used - 1)))
     used--;
+  let_go_of_fresh (alloc, used);
   if (!alloc->tail_cut && used == alloc->base)
     return old_tail ? cut_old_tail (alloc) : 0;
-  let_go_of_fresh (alloc, used);
   return delta_truncate (alloc->delta, tail_offset (alloc, used));
 }

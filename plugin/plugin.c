@@ -528,6 +528,9 @@ describe_snapshot (const struct ploop_snapshot *snapshot)
   return g_string_free (text, FALSE);
 }
 
+/* A descriptor that cannot be read any more says nothing of the disk, which is
+ * open: it is listed alone then.
+ */
 static int
 add_snapshots (struct nbdkit_exports *exports)
 {
@@ -536,8 +539,8 @@ add_snapshots (struct nbdkit_exports *exports)
     ploop_list_snapshots (file, options.allow_outside, &error);
 
   if (!list) {
-    nbdkit_error ("%s", error->message);
-    return -1;
+    nbdkit_error ("snapshots cannot be listed: %s", error->message);
+    return 0;
   }
   for (guint i = 0; i < list->len; i++) {
     const struct ploop_snapshot *snapshot = g_ptr_array_index (list, i);

@@ -675,5 +675,14 @@ fi
 grep -qi lock "$tmp/io.log" ||
   { cat "$tmp/io.log"; fail "qemu-io failed for another reason"; }
 release 1
+
+say "a descriptor that was damaged meanwhile"
+cp "$dir/DiskDescriptor.xml" "$tmp/xml"
+echo '<broken' > "$dir/DiskDescriptor.xml"
+expect_exports ''
+grep -Fq 'DiskDescriptor.xml' "$nbdkit_log" || fail "no word of it"
+expect_refused "$leaf"
+io 'write -P 0xac 0 64k' 'read -P 0xac 0 64k'
+cp "$tmp/xml" "$dir/DiskDescriptor.xml"
 stop_nbdkit
 say "passed"

@@ -831,6 +831,23 @@ START_TEST (reserved_cluster_that_nobody_took_is_let_go_at_the_end)
 }
 END_TEST
 
+/* Also where the file did not grow: all of it was in use at open. */
+START_TEST (reserved_cluster_of_a_full_file_is_let_go_at_the_end)
+{
+  struct bed bed;
+
+  set_up (&bed, 1000, 9, 9 * CLUSTER, 8);
+  release (&bed, 2);
+  scrub_to_the_end (&bed);
+  ck_assert_int_eq (bed.alloc.nr_fresh, 1);
+  fault_reset ();
+  ck_assert_int_eq (alloc_finish (&bed.alloc, false), 0);
+  ck_assert_uint_eq (fault_calls[FAULT_FALLOCATE], 1);
+  ck_assert_uint_eq (scratch_size (bed.path), 9 * CLUSTER);
+  tear_down (&bed);
+}
+END_TEST
+
 START_TEST (neighbours_are_punched_in_one_call)
 {
   struct bed bed;
@@ -1312,6 +1329,7 @@ add_tests (TCase *tcase)
     tcase, freed_cluster_is_not_handed_out_before_its_space_is_reserved);
   tcase_add_test (
     tcase, reserved_cluster_that_nobody_took_is_let_go_at_the_end);
+  tcase_add_test (tcase, reserved_cluster_of_a_full_file_is_let_go_at_the_end);
   tcase_add_test (tcase, neighbours_are_punched_in_one_call);
   tcase_add_test (tcase, clusters_are_zeroed_where_they_cannot_be_punched);
   tcase_add_test (tcase,
