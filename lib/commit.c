@@ -626,20 +626,36 @@ commit_entry_is_durable (const struct commit *commit, uint64_t cluster,
 
 /* ---- Unstable entries -------------------------------------------------- */
 
+/* Let the unstable entries of a page be covered.  Returns false when there are
+ * some that cannot be yet: they were not whole when this was called.
+ */
+static bool
+cover_entries (struct commit *commit, uint64_t page)
+{
+  uint64_t cluster, end;
+  bool all = true;
+
+  clusters_of (commit, page, &cluster, &end);
+  for (; cluster < end; cluster++) {
+    const uint64_t word = map_lookup (commit->map, cluster);
+
+    if (word & MAP_FILLING)
+      all = false;
+    else if (map_word_is_unstable (word))
+      map_set_flags (commit->map, cluster, MAP_COVERED);
+  }
+  return all;
+}
+
 static void
-flag_entries (struct commit *commit, uint64_t page, uint64_t having,
-              uint64_t set, uint64_t clear)
+stabilise_entries (struct commit *commit, uint64_t page)
 {
   uint64_t cluster, end;
 
   clusters_of (commit, page, &cluster, &end);
   for (; cluster < end; cluster++)
-    if (map_lookup (commit->map, cluster) & having) {
-      if (set)
-        map_set_flags (commit->map, cluster, set);
-      if (clear)
-        map_clear_flags (commit->map, cluster, clear);
-    }
+    if (map_lookup (commit->map, cluster) & MAP_COVERED)
+      map_clear_flags (commit->map, cluster, MAP_COVERED | MAP_UNSTABLE);
 }
 
 /* The sync that follows makes the entries stable that are unstable now; not
@@ -654,8 +670,8 @@ cover_unstable (struct commit *commit)
        (page = next_page (commit->unstable, page, commit->nr_pages))
          < commit->nr_pages; page++) {
     pthread_mutex_lock (page_lock (commit, page));
-    clear_page (commit->unstable, &commit->nr_unstable, page);
-    flag_entries (commit, page, MAP_UNSTABLE, MAP_COVERED, 0);
+    if (cover_entries (commit, page))
+      clear_page (commit->unstable, &commit->nr_unstable, page);
     pthread_mutex_unlock (page_lock (commit, page));
     g_array_append_val (pages, page);
   }
@@ -670,7 +686,7 @@ stabilise (struct commit *commit, const GArray *pages)
 
     pthread_mutex_lock (page_lock (commit, page));
     put_down (commit, page);
-    flag_entries (commit, page, MAP_COVERED, 0, MAP_COVERED | MAP_UNSTABLE);
+    stabilise_entries (commit, page);
     pthread_mutex_unlock (page_lock (commit, page));
   }
 }
@@ -714,20 +730,26 @@ sync_unstable (struct commit *commit)
   return r;
 }
 
-/* One commit.  *COVERED is the last change that it makes durable. */
+/* One commit.  *COVERED is the last change that it makes durable.  When a copy
+ * cannot be filled in, all else that can be is made durable.
+ */
 static int
 run_commit (struct commit *commit, uint64_t *covered)
 {
-  int r;
+  int filled = 0, r;
 
   *covered = changes_now (commit->changes);
   if (commit_has_failed (commit))
     return -EIO;
+  if (commit->hooks.fill)
+    filled = commit->hooks.fill (commit->hooks.opaque);
   r = sync_unstable (commit);
   if (r == 0)
     r = write_dirty_pages (commit, 0, commit->nr_pages);
   if (r == 0)
     r = sync_delta (commit);
+  if (r == 0)
+    r = filled;
   if (r < 0)
     return r;
   stats_add (commit->stats, STATS_COMMITS, 1);

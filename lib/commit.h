@@ -10,9 +10,9 @@
  *                    commit_write_back or the next commit
  *   unstable entry   off the disk until a sync that began after its cluster was
  *                    copied has ended
- *   commit           one for all who wait (group.h): a sync if there are
- *                    unstable entries; those, and all that was put off,
- *                    neighbours in one write; a sync
+ *   commit           one for all who wait (group.h): copies being filled
+ *                    become whole; a sync if there are unstable entries; those,
+ *                    and all that was put off, neighbours in one write; a sync
  *
  * A failed sync is remembered: the kernel reports it once and then forgets the
  * data.
@@ -51,6 +51,10 @@ struct commit_hooks {
   void (*unstable) (void *opaque);
   /* A commit has ended well. */
   void (*committed) (void *opaque);
+  /* Fill in what was begun before.  The one that may block; from whoever commits.
+   * Returns 0 or a negative errno, to be that of the commit, which goes on.
+   */
+  int (*fill) (void *opaque);
   void *opaque;
 };
 
@@ -93,7 +97,7 @@ struct commit {
  * LOST (of uint32_t; may be NULL; taken over) are the guest clusters whose BAT
  * entries name host clusters that never came to be, because a server was
  * killed: they are cleared before anything else is changed.  HOOKS must not
- * block; each may be NULL.
+ * block, but for fill; each may be NULL.
  *
  * Returns 0 or a negative errno.
  */

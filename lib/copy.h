@@ -21,8 +21,8 @@ struct copy_part {
 };
 
 /* Copy LENGTH bytes at OFFSET of SOURCE, a cluster or the beginning of one, to
- * TARGET_OFFSET of TARGET, a place that reads as zeros, but for what LEFT_OUT says: it may be copied or
- * not, or be anything in between when this fails.
+ * TARGET_OFFSET of TARGET, a place that reads as zeros, but for what LEFT_OUT
+ * says: it may be copied or not, or be anything in between when this fails.
  *
  * Blocks for as long as it takes.  From any thread.  Returns 0 or a negative
  * errno.
@@ -30,5 +30,18 @@ struct copy_part {
 int copy_cluster (struct delta *target, uint64_t target_offset,
                   struct delta *source, uint64_t offset, uint32_t length,
                   struct copy_part left_out);
+
+/* Copy exactly LENGTH bytes, of any alignment, to a place that reads as zeros.
+ * Likewise.
+ */
+int copy_range (struct delta *target, uint64_t target_offset,
+                struct delta *source, uint64_t offset, uint64_t length);
+
+/* Can blocks of SOURCE be shared, as far as is known? */
+static inline bool
+copy_may_clone (const struct delta *source)
+{
+  return !atomic_load_explicit (&source->no_clone_from, memory_order_relaxed);
+}
 
 #endif /* PLOOP_LIB_COPY_H */

@@ -228,6 +228,18 @@ delta_is_no_space (int r)
   return r == -ENOSPC || r == -EDQUOT || r == -EFBIG;
 }
 
+/* How many of LENGTH bytes at OFFSET of the disk a delta has: a lower one may end
+ * before the disk does.
+ */
+static inline uint64_t
+delta_length_inside (const struct delta *delta, uint64_t length,
+                     uint64_t offset)
+{
+  const uint64_t size = delta->layout.size;
+
+  return size <= offset ? 0 : MIN (length, size - offset);
+}
+
 /* True when the kernel says that the file's device rotates. */
 bool delta_is_rotational (const struct delta *delta);
 

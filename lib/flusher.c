@@ -3,7 +3,7 @@
 /* Work in the background: see flusher.h.
  *
  * The loop has one async watcher, which others ring after they have set a bit
- * that says why, and four timers, which only the loop's thread touches.  What
+ * that says why, and five timers, which only the loop's thread touches.  What
  * is asked for twice before it is done is done once.
  *
  * The hard part is space.  Whoever waits for it has found neither a fresh
@@ -27,6 +27,9 @@
  * what they have freed piece by piece.
  */
 #define TRIM_SECONDS .1
+
+/* Who writes to one part of a cluster is likely to write to the next. */
+#define FILL_SECONDS .02
 
 /* ---- Asking ------------------------------------------------------------ */
 
@@ -305,6 +308,8 @@ do_work (struct flusher *flusher, unsigned work)
     write_back (flusher);
   if (work & FLUSHER_COMMIT)
     start_timer (flusher, &flusher->commit_timer, flusher->copy_delay / 1000.);
+  if (work & FLUSHER_FILL)
+    start_timer (flusher, &flusher->fill_timer, FILL_SECONDS);
   if (work & FLUSHER_LEAD)
     commit_lead (flusher->commit);
 }
@@ -361,6 +366,17 @@ on_trim_timer (struct ev_loop *loop, ev_timer *timer, int events)
   end_work (flusher);
 }
 
+static void
+on_fill_timer (struct ev_loop *loop, ev_timer *timer, int events)
+{
+  struct flusher *flusher = timer->data;
+
+  (void) loop;
+  (void) events;
+  if (flusher->fill && flusher->fill (flusher->fill_opaque))
+    start_timer (flusher, timer, FILL_SECONDS);
+}
+
 /* With enospc=wait there may be space now: all who wait look for themselves. */
 static void
 on_retry_timer (struct ev_loop *loop, ev_timer *timer, int events)
@@ -393,6 +409,8 @@ flusher_init (struct flusher *flusher, struct alloc *alloc,
     .wait_for_space = options->wait_for_space,
     .give_up = options->give_up,
     .give_up_opaque = options->give_up_opaque,
+    .fill = options->fill,
+    .fill_opaque = options->fill_opaque,
   };
   pthread_mutex_init (&flusher->lock, NULL);
   pthread_cond_init (&flusher->changed, NULL);
@@ -420,9 +438,10 @@ flusher_start (struct flusher *flusher)
   ev_timer_init (&flusher->write_back_timer, on_write_back_timer, 0., 0.);
   ev_timer_init (&flusher->retry_timer, on_retry_timer, 0., 0.);
   ev_timer_init (&flusher->trim_timer, on_trim_timer, 0., 0.);
+  ev_timer_init (&flusher->fill_timer, on_fill_timer, 0., 0.);
   flusher->wake.data = flusher->commit_timer.data =
     flusher->write_back_timer.data = flusher->retry_timer.data =
-    flusher->trim_timer.data = flusher;
+    flusher->trim_timer.data = flusher->fill_timer.data = flusher;
   ev_async_start (flusher->loop, &flusher->wake);
   r = thread_start (&flusher->thread, "ploop-flush", run, flusher);
   if (r < 0) {

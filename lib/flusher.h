@@ -9,6 +9,7 @@
  *   trim         parts of clusters that were trimmed a moment ago are punched
  *   write back   entries that were put off are due, or could not be written
  *   commit       unstable entries have waited for copy_delay
+ *   fill         clusters that were copied lazily are to be made whole, by others
  *   lead         a commit that nobody waits for in a thread of their own
  *   space        somebody waits for it: freed clusters are hurried on, and
  *                with enospc=wait it is looked for again and again
@@ -56,7 +57,9 @@ struct flusher {
   struct ev_loop *loop;         /* NULL: not started */
   pthread_t thread;
   ev_async wake;
-  ev_timer commit_timer, write_back_timer, retry_timer, trim_timer;
+  bool (*fill) (void *opaque);
+  void *fill_opaque;
+  ev_timer commit_timer, write_back_timer, retry_timer, trim_timer, fill_timer;
   _Atomic unsigned work;        /* what was asked for: bits by enum */
 
   pthread_mutex_t lock;         /* for what follows */
@@ -77,7 +80,8 @@ enum flusher_work {
   FLUSHER_LEAD = 32,
   FLUSHER_RECLAIM = 64,
   FLUSHER_TRIM = 128,
-  FLUSHER_STOP = 256,
+  FLUSHER_FILL = 256,
+  FLUSHER_STOP = 512,
 };
 
 struct flusher_options {
@@ -85,6 +89,11 @@ struct flusher_options {
   bool wait_for_space;
   bool (*give_up) (void *opaque);       /* asked while somebody waits; or NULL */
   void *give_up_opaque;
+  /* Called a moment after FLUSHER_FILL was asked for, and again a moment later as
+   * long as it returns true.  Must not block; or NULL.
+   */
+  bool (*fill) (void *opaque);
+  void *fill_opaque;
 };
 
 /* Before flusher_start, flusher_ask does nothing. */

@@ -218,6 +218,49 @@ ask_to_punch_parts (void *opaque)
   flusher_ask (&disk->flusher, FLUSHER_TRIM);
 }
 
+static void
+ask_to_fill (void *opaque)
+{
+  struct disk *disk = opaque;
+
+  flusher_ask (&disk->flusher, FLUSHER_FILL);
+}
+
+static int
+complete_fills (void *opaque)
+{
+  struct disk *disk = opaque;
+
+  return fills_complete (&disk->fills);
+}
+
+/* A piece a job, so that others of this runner have their turn. */
+static void
+fill_behind (struct runner_job *job, unsigned index)
+{
+  struct image *image = caa_container_of (job, struct image, fill);
+
+  if (!atomic_load (&image->stopped) && fills_work (&image->disk.fills))
+    runner_submit (&image->disk.runners, index, job);
+  else
+    atomic_store (&image->filling, false);
+}
+
+/* The flusher's.  Returns true to be called again. */
+static bool
+begin_filling (void *opaque)
+{
+  struct image *image = opaque;
+  struct runners *runners = &image->disk.runners;
+
+  if (!fills_are_due (&image->disk.fills)
+      || atomic_exchange (&image->filling, true))
+    return true;
+  image->fill.run = fill_behind;
+  runner_submit (runners, image->filler++ % runners->nr, &image->fill);
+  return false;
+}
+
 /* What only a writer needs. */
 static int
 prepare_writing (struct image *image,
@@ -236,6 +279,7 @@ prepare_writing (struct image *image,
     .opaque = disk,
   };
   const struct commit_hooks hooks = {
+    .fill = complete_fills,
     .marked = ask_to_reclaim,
     .need_leader = ask_to_lead,
     .put_off = ask_to_write_back,
@@ -246,6 +290,11 @@ prepare_writing (struct image *image,
   const struct trims_options trims_options = {
     .punches = image->options.discard == PLOOP_DISCARD_UNMAP,
     .news = ask_to_punch_parts,
+    .opaque = disk,
+  };
+  const struct fills_options fills_options = {
+    .lazy = image->options.copy_on_write == PLOOP_COPY_LAZY,
+    .news = ask_to_fill,
     .opaque = disk,
   };
   int r;
@@ -263,6 +312,8 @@ prepare_writing (struct image *image,
   }
   trims_init (&disk->trims, disk->delta, &disk->map, &disk->commit,
               &disk->alloc, &trims_options);
+  fills_init (&disk->fills, &disk->chain, &disk->map, disk->stats,
+              &fills_options);
   return 0;
 }
 
@@ -325,6 +376,8 @@ init_engine (struct image *image)
     .wait_for_space = image->options.enospc == PLOOP_ENOSPC_WAIT,
     .give_up = image->options.give_up,
     .give_up_opaque = image->options.give_up_opaque,
+    .fill = begin_filling,
+    .fill_opaque = image,
   };
 
   disk->stats = stats_new (image->options.measure_latency);
@@ -350,6 +403,7 @@ image_free (struct image *image)
 {
   /* A grace period that ends now still asks the flusher. */
   trims_destroy (&image->disk.trims);
+  fills_destroy (&image->disk.fills);
   alloc_destroy (&image->disk.alloc);
   flusher_destroy (&image->disk.flusher);
   submit_destroy (&image->submit);
@@ -451,7 +505,10 @@ image_start (struct image *image, GError **error)
 
 /* ---- Closing ----------------------------------------------------------- */
 
-/* Let every request that was accepted end, and no other begin. */
+/* Let every request that was accepted end, and no other begin.  What was written
+ * to lazy copies is filled in as long as a server below is still asked; whatever
+ * cannot be, the last flush tells.
+ */
 static void
 stop_requests (struct image *image)
 {
@@ -459,10 +516,13 @@ stop_requests (struct image *image)
 
   gate_close (&disk->gate);
   flusher_give_up (&disk->flusher);
+  if (!image_is_read_only (image))
+    fills_stop (&disk->fills);
   chain_stop (&disk->chain);
   submit_drain (&image->submit);
-  runners_stop (&disk->runners);
+  /* It submits to the runners. */
   flusher_stop (&disk->flusher);
+  runners_stop (&disk->runners);
 }
 
 /* Leave the file as one that was closed.  Returns 0 or a negative errno. */

@@ -24,6 +24,9 @@ struct image {
   struct log log;
   struct runner_job forget;     /* the page cache, piece by piece */
   uint64_t forgotten;           /* bytes of the file */
+  struct runner_job fill;       /* what was copied lazily, piece by piece */
+  _Atomic bool filling;         /* it is queued, or runs */
+  unsigned filler;              /* the runner that fills next; the flusher's */
   bool started;
   _Atomic bool stopped;
 };

@@ -7,6 +7,8 @@
  *
  *   bits 0-31    BAT entry: the host cluster, as stored in its delta
  *   bits 32-39   level: which delta, 0 the base
+ *   bit  56      filling: a copy of which sectors are missing (fills.h); unstable,
+ *                too
  *   bit  57      covers: a lower delta has the cluster, too, and its data would
  *                show if this one were unmapped: it never is
  *   bit  58      trimmed: parts of it have been trimmed; who writes to it asks
@@ -25,7 +27,7 @@
  *
  * Ordering: every load here is an acquire and every change a release.  Who
  * sees a word also sees what was done before it was published.  Mapping,
- * becoming ready and being trimmed in part need no lock; every other change is
+ * becoming ready, being trimmed in part and filled need no lock; every other change is
  * made under the lock of the cluster's BAT page (commit.h).
  */
 
@@ -47,6 +49,7 @@
 #define MAP_READY (UINT64_C (1) << 59)
 #define MAP_TRIMMED (UINT64_C (1) << 58)
 #define MAP_COVERS (UINT64_C (1) << 57)
+#define MAP_FILLING (UINT64_C (1) << 56)
 #define MAP_LEVEL_SHIFT 32
 #define MAP_LEVEL_MASK (UINT64_C (0xff) << MAP_LEVEL_SHIFT)
 
@@ -92,7 +95,8 @@ static inline bool
 map_word_is_same_place (uint64_t word, uint64_t other)
 {
   const uint64_t flags =
-    MAP_NEW | MAP_READY | MAP_UNSTABLE | MAP_COVERED | MAP_TRIMMED | MAP_COVERS;
+    MAP_NEW | MAP_READY | MAP_UNSTABLE | MAP_COVERED | MAP_TRIMMED
+    | MAP_COVERS | MAP_FILLING;
 
   return ((word ^ other) & ~flags) == 0;
 }

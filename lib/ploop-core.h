@@ -99,6 +99,13 @@ enum ploop_detect_zeroes {
                                    does */
 };
 
+/* When a write to a part of a cluster that only a lower delta has is answered. */
+enum ploop_copy_on_write {
+  PLOOP_COPY_EAGER,             /* with the whole cluster copied */
+  PLOOP_COPY_LAZY,              /* with its own sectors in place; the rest is
+                                   copied behind it, before the next flush ends */
+};
+
 /* The most runners that an image may have. */
 #define PLOOP_MAX_RUNNERS 16u
 
@@ -118,6 +125,7 @@ struct ploop_open_options {
   enum ploop_enospc enospc;     /* report */
   enum ploop_discard discard;   /* unmap */
   enum ploop_detect_zeroes detect_zeroes;       /* off */
+  enum ploop_copy_on_write copy_on_write;       /* eager */
   unsigned runners;             /* worker threads, 1 to PLOOP_MAX_RUNNERS; 0: one
                                    a CPU */
   uint64_t prealloc;            /* bytes that one extension adds, at most
@@ -451,6 +459,8 @@ struct ploop_statistics {
   uint64_t nr_frees;            /* clusters that trimming unmapped */
   uint64_t nr_reuses;           /* allocations that took freed space */
   uint64_t nr_copies;           /* clusters copied from a lower delta */
+  uint64_t nr_lazy_copies;      /* of them those whose write was answered first */
+  uint64_t fill_bytes;          /* copied into those, until now */
 
   uint64_t nr_commits;
   uint64_t nr_commit_waiters;   /* flushes and requests with PLOOP_FUA that

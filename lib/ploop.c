@@ -34,6 +34,7 @@ check_options (const struct ploop_open_options *options, const char *path,
       && options->enospc <= PLOOP_ENOSPC_WAIT
       && options->discard <= PLOOP_DISCARD_OFF
       && options->detect_zeroes <= PLOOP_DETECT_ZEROES_UNMAP
+      && options->copy_on_write <= PLOOP_COPY_LAZY
       && options->prealloc <= PLOOP_MAX_PREALLOC
       && options->copy_delay <= PLOOP_MAX_DELAY
       && options->writeback_delay <= PLOOP_MAX_DELAY)
@@ -42,12 +43,13 @@ check_options (const struct ploop_open_options *options, const char *path,
                "%s: an option is out of range: runners %u (at most %u), prealloc "
                "%" G_GUINT64_FORMAT " (%" G_GUINT64_FORMAT "), copy delay %u "
                "and write-back delay %u ms (%u), cache %d, prealloc mode %d, "
-               "enospc %d, discard %d, detect zeroes %d", path,
+               "enospc %d, discard %d, detect zeroes %d, copy-on-write %d", path,
                options->runners, PLOOP_MAX_RUNNERS, options->prealloc,
                PLOOP_MAX_PREALLOC, options->copy_delay,
                options->writeback_delay, PLOOP_MAX_DELAY, (int) options->cache,
                (int) options->prealloc_mode, (int) options->enospc,
-               (int) options->discard, (int) options->detect_zeroes);
+               (int) options->discard, (int) options->detect_zeroes,
+               (int) options->copy_on_write);
   return false;
 }
 

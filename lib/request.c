@@ -102,7 +102,7 @@ unmapped_length (const struct disk *disk, uint64_t length, uint64_t offset)
 
 /* Add the clusters that follow, up to LENGTH bytes in all, as long as they are
  * mapped to one range of a file with the first, and all of them new or none, all
- * trimmed in part or none.
+ * trimmed in part or none.  One that is being filled is a piece of its own.
  */
 static void
 join_mapped (const struct disk *disk, struct extent *extent, uint64_t length)
@@ -110,11 +110,13 @@ join_mapped (const struct disk *disk, struct extent *extent, uint64_t length)
   const uint64_t cluster_size = disk->delta->layout.cluster_size;
   uint64_t next = extent->cluster + 1;
 
+  if (extent->word & MAP_FILLING)
+    return;
   for (; extent->length < length; next++) {
     const uint64_t word = map_lookup (&disk->map, next);
 
     if (((word ^ extent->word)
-         & (MAP_MAPPED | MAP_NEW | MAP_TRIMMED | MAP_LEVEL_MASK))
+         & (MAP_MAPPED | MAP_NEW | MAP_TRIMMED | MAP_FILLING | MAP_LEVEL_MASK))
         || host_cluster_offset (disk, word)
              != extent->host_offset + extent->length)
       return;
@@ -195,18 +197,6 @@ allocate (struct disk *disk, uint64_t cluster, uint64_t *word)
   return 0;
 }
 
-/* How many of LENGTH bytes at OFFSET of the disk the delta that WORD names has: a
- * lower one may end inside its last cluster.
- */
-static uint64_t
-length_inside (const struct disk *disk, uint64_t word, uint64_t length,
-               uint64_t offset)
-{
-  const uint64_t size = chain_delta (&disk->chain, word)->layout.size;
-
-  return size <= offset ? 0 : MIN (length, size - offset);
-}
-
 /* ---- Copy-on-write ----------------------------------------------------- */
 
 /* Fill a host cluster of the top delta, at HOST, with what the cluster of PIECE is
@@ -220,19 +210,60 @@ fill_copy (struct disk *disk, const struct extent *piece, const void *buf,
   const uint32_t from = (uint32_t) (offset % cluster_size);
   const struct copy_part ours = { from, from + (uint32_t) piece->length };
   const bool whole = is_whole_cluster (disk, piece, offset);
+  struct delta *lower = chain_delta (&disk->chain, piece->word);
   int r = 0;
 
   if (!whole)
-    r = copy_cluster (disk->delta, host, chain_delta (&disk->chain, piece->word),
-                      piece->host_offset - from,
-                      (uint32_t) length_inside (disk, piece->word, cluster_size,
-                                                offset - from), ours);
+    r = copy_cluster (disk->delta, host, lower, piece->host_offset - from,
+                      (uint32_t) delta_length_inside (lower, cluster_size,
+                                                      offset - from), ours);
   if (r < 0)
     return r;
   if (buf)
     return delta_pwrite (disk->delta, buf, (size_t) piece->length,
                          host + from);
   return whole ? 0 : delta_zero (disk->delta, piece->length, host + from);
+}
+
+/* Begin to copy, if that may be lazy: what is written is there then, and *FILL
+ * has the rest; NULL otherwise.
+ */
+static int
+begin_copy (struct disk *disk, const struct extent *piece, const void *buf,
+            uint64_t offset, uint32_t entry, struct fill **fill)
+{
+  int r;
+
+  *fill = NULL;
+  if (piece->length > 0 && !is_whole_cluster (disk, piece, offset))
+    *fill = fills_begin (&disk->fills, piece->cluster, piece->word, entry);
+  if (!*fill)
+    return fill_copy (disk, piece, buf, offset,
+                      format_entry_offset (&disk->delta->layout, entry));
+  r = fill_write (*fill, buf, (size_t) piece->length, offset);
+  if (r < 0)
+    fill_drop (&disk->fills, *fill);
+  return r;
+}
+
+static void
+publish_copy (struct disk *disk, const struct extent *piece, uint32_t entry,
+              struct fill *fill)
+{
+  const bool filling = fill && !fill_is_whole (fill);
+  uint64_t word = piece->word;
+
+  if (!commit_publish_copy (&disk->commit, piece->cluster, &word,
+                            map_word (chain_top_level (&disk->chain), entry,
+                                      MAP_UNSTABLE | MAP_COVERS
+                                      | (filling ? MAP_FILLING : 0))))
+    g_assert_not_reached ();    /* nobody else changes such a word */
+  stats_add (disk->stats, STATS_ALLOCATIONS, 1);
+  stats_add (disk->stats, STATS_COPIES, 1);
+  if (!fill)
+    return;
+  stats_add (disk->stats, STATS_LAZY_COPIES, 1);
+  fill_published (&disk->fills, fill);
 }
 
 /* Copy the cluster of PIECE, which only a lower delta has, to the top one, changed
@@ -242,7 +273,7 @@ static int
 copy_up (struct disk *disk, const struct extent *piece, const void *buf,
          uint64_t offset)
 {
-  uint64_t word = piece->word;
+  struct fill *fill;
   uint32_t entry;
   int r = commit_begin (&disk->commit);
 
@@ -254,21 +285,35 @@ copy_up (struct disk *disk, const struct extent *piece, const void *buf,
     return explain (disk, r, REQUEST_NEEDS_CLUSTER);
   }
   alloc_keep (&disk->alloc);
-  r = fill_copy (disk, piece, buf, offset,
-                 format_entry_offset (&disk->delta->layout, entry));
+  r = begin_copy (disk, piece, buf, offset, entry, &fill);
   changes_note (&disk->changes);
   if (r < 0) {
     /* The map never had it, but something may be written there. */
     alloc_free (&disk->alloc, entry, 0);
     return explain (disk, r, REQUEST_NEEDS_ROOM);
   }
-  if (!commit_publish_copy (&disk->commit, piece->cluster, &word,
-                            map_word (chain_top_level (&disk->chain), entry,
-                                      MAP_UNSTABLE | MAP_COVERS)))
-    g_assert_not_reached ();    /* nobody else changes such a word */
-  stats_add (disk->stats, STATS_ALLOCATIONS, 1);
-  stats_add (disk->stats, STATS_COPIES, 1);
+  publish_copy (disk, piece, entry, fill);
   return 0;
+}
+
+/* ---- Copies that are being filled --------------------------------------- */
+
+/* Write a piece to the top delta, or zeros if BUF is NULL.  A cluster that has
+ * become whole meanwhile is where it was.
+ */
+static int
+put_piece (struct disk *disk, const void *buf, const struct extent *piece,
+           uint64_t offset)
+{
+  int r = FILLS_WHOLE;
+
+  if (G_UNLIKELY (piece->word & MAP_FILLING))
+    r = fills_write (&disk->fills, buf, (size_t) piece->length, offset);
+  if (r != FILLS_WHOLE)
+    return r;
+  return buf ? delta_pwrite (disk->delta, buf, (size_t) piece->length,
+                             piece->host_offset)
+             : delta_zero (disk->delta, piece->length, piece->host_offset);
 }
 
 /* ---- Reading ----------------------------------------------------------- */
@@ -296,20 +341,28 @@ keep (struct disk *disk, uint64_t offset)
 }
 
 static int
-read_extent (const struct disk *disk, void *buf, const struct extent *extent,
+read_extent (struct disk *disk, void *buf, const struct extent *extent,
              uint64_t offset)
 {
+  const struct delta *delta;
   size_t n;
 
+  if (G_UNLIKELY (extent->word & MAP_FILLING)) {
+    const int r = fills_read (&disk->fills, buf, (size_t) extent->length,
+                              offset);
+
+    if (r != FILLS_WHOLE)
+      return r;
+  }
   /* What no delta has reads as zeros: nothing to look up on disk. */
   if (!map_word_is_mapped (extent->word)) {
     memset (buf, 0, (size_t) extent->length);
     return 0;
   }
-  n = (size_t) length_inside (disk, extent->word, extent->length, offset);
+  delta = chain_delta (&disk->chain, extent->word);
+  n = (size_t) delta_length_inside (delta, extent->length, offset);
   memset ((char *) buf + n, 0, (size_t) extent->length - n);
-  return delta_pread (chain_delta (&disk->chain, extent->word), buf, n,
-                      extent->host_offset);
+  return delta_pread (delta, buf, n, extent->host_offset);
 }
 
 /* The next piece of a read, from where it is to be read. */
@@ -435,8 +488,7 @@ static int
 write_extent (struct disk *disk, const void *buf, const struct extent *extent,
               uint64_t offset)
 {
-  int r = delta_pwrite (disk->delta, buf, (size_t) extent->length,
-                        extent->host_offset);
+  int r = put_piece (disk, buf, extent, offset);
 
   /* Noted also when it failed: some of it may have been written. */
   changes_note (&disk->changes);
@@ -591,6 +643,8 @@ trim_piece (struct disk *disk, const struct extent *piece, uint64_t offset)
     return 0;
   if (!(piece->word & MAP_COVERS) && is_whole_cluster (disk, piece, offset))
     return unmap_cluster (disk, piece->cluster, piece->word);
+  if (piece->word & MAP_FILLING)
+    fills_trim (&disk->fills, piece->length, offset);
   return trim_part (disk, piece, offset);
 }
 
@@ -740,7 +794,7 @@ zero_in_place (struct disk *disk, const struct extent *extent,
 
   if (r < 0)
     return r;
-  r = delta_zero (disk->delta, extent->length, extent->host_offset);
+  r = put_piece (disk, NULL, extent, offset);
   changes_note (&disk->changes);
   /* What it left as it was stays so. */
   if (r < 0 && gives_back)
@@ -876,6 +930,15 @@ describe (struct description *description, uint64_t length, uint64_t offset,
   return r;
 }
 
+/* Can the file's holes tell what an extent holds?  Unmapped a moment ago, it is a
+ * hole that the next look finds; what is being filled has what is below.
+ */
+static bool
+is_told_by_holes (const struct extent *extent)
+{
+  return map_word_is_mapped (extent->word) && !(extent->word & MAP_FILLING);
+}
+
 /* What a mapped extent at OFFSET holds, by the file system's holes. */
 static int
 describe_inside (const struct disk *disk, const struct extent *extent,
@@ -918,8 +981,7 @@ request_extents (const struct disk *disk, uint64_t length, uint64_t offset,
       r = describe (&description, extent.length, offset, true);
     else {
       extent = next_extent (disk, length, offset);
-      /* Unmapped a moment ago, it is a hole that the next look finds. */
-      r = (flags & PLOOP_EXTENTS_DETAIL) && map_word_is_mapped (extent.word)
+      r = (flags & PLOOP_EXTENTS_DETAIL) && is_told_by_holes (&extent)
             ? describe_inside (disk, &extent, offset, &description)
             : describe (&description, extent.length, offset,
                         !map_word_is_mapped (extent.word));

@@ -21,6 +21,7 @@
 #include "changes.h"
 #include "commit.h"
 #include "delta.h"
+#include "fills.h"
 #include "flusher.h"
 #include "gate.h"
 #include "map.h"
@@ -38,6 +39,7 @@ struct disk {
   struct alloc alloc;
   struct commit commit;
   struct trims trims;
+  struct fills fills;
   struct flusher flusher;
   struct runners runners;
   struct gate gate;

@@ -109,6 +109,8 @@ static const struct counter {
   [STATS_FREES] = EVENTS (nr_frees, "clusters freed"),
   [STATS_REUSES] = EVENTS (nr_reuses, "clusters used again"),
   [STATS_COPIES] = EVENTS (nr_copies, "clusters copied"),
+  [STATS_LAZY_COPIES] = EVENTS (nr_lazy_copies, "of them lazily"),
+  [STATS_FILL_BYTES] = BYTES (fill_bytes, "data filled in"),
   [STATS_COMMITS] = EVENTS (nr_commits, "commits"),
   [STATS_COMMIT_WAITERS] = EVENTS (nr_commit_waiters, "answered by commits"),
   [STATS_SYNCS] = EVENTS (nr_syncs, "syncs"),

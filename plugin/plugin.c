@@ -167,6 +167,18 @@ set_detect_zeroes (const char *key, const char *value)
 }
 
 static int
+set_copy_on_write (const char *key, const char *value)
+{
+  static const char *const words[] = {
+    [PLOOP_COPY_EAGER] = "eager",
+    [PLOOP_COPY_LAZY] = "lazy",
+    NULL,
+  };
+
+  return set_word (key, value, words, &options.copy_on_write);
+}
+
+static int
 set_extents (const char *key, const char *value)
 {
   static const char *const words[] = {
@@ -308,6 +320,7 @@ static const struct parameter {
   { "base-cache", set_base_cache },
   { "cache", set_cache },
   { "copy-delay", set_copy_delay },
+  { "copy-on-write", set_copy_on_write },
   { "detect-zeroes", set_detect_zeroes },
   { "discard", set_discard },
   { "enospc", set_enospc },
@@ -374,6 +387,7 @@ ploop_config_complete (void)
   "runners=<N>            Worker threads (default: one a CPU, at most 16).\n" \
   "fast-path=<BOOL>       Serve in the request's own thread (default on).\n" \
   "writeback-delay=<MS>   How long BAT entries may wait (default 0).\n" \
+  "copy-on-write=<MODE>   eager (default) or lazy: when small writes are answered.\n" \
   "copy-delay=<MS>        Commit copied clusters after (default 500)."
 
 /* ---- Starting ---------------------------------------------------------- */

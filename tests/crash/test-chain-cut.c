@@ -314,6 +314,37 @@ other_entries_do_not_take_copies_along (void)
   }
 }
 
+/* What is done to a lazy copy before it is whole. */
+static void
+what_is_not_copied_yet_is_as_good_as_copied (void)
+{
+  write_to (20, 3, 0);
+  write_to (22, 10, 0);
+  zero (10, 12, 0);
+  zero (40, 10, PLOOP_UNMAP);
+  write_to (45, 2, 0);
+  trim (50, 9, 0);
+  write_to (52, 1, 0);
+  write_to (CLUSTER + 1, 1, 0);
+  write_to (CLUSTER + 3, CLUSTER, 0);
+  flush ();
+  zero (3 * CLUSTER + 9, 3, 0);
+  write_to (3 * CLUSTER + 20, 1, 0);
+  trim (3 * CLUSTER, CLUSTER, 0);
+  write_to (3 * CLUSTER + 30, 1, PLOOP_FUA);
+}
+
+/* Each part of a cluster by itself: nothing is left to be copied. */
+static void
+a_copy_becomes_whole_by_writing (void)
+{
+  for (uint64_t i = 0; i < CLUSTER; i += 8)
+    write_to (CLUSTER + (i * 5) % CLUSTER, 8, 0);
+  zero (2 * CLUSTER + 30, 34, 0);
+  write_to (2 * CLUSTER, 30, 0);
+  flush ();
+}
+
 static const struct {
   const char *name;
   void (*run) (void);
@@ -328,6 +359,8 @@ static const struct {
   CASE (what_is_trimmed_does_not_bring_back_the_lower_delta),
   CASE (zeros_that_unmap_do_not_either),
   CASE (other_entries_do_not_take_copies_along),
+  CASE (what_is_not_copied_yet_is_as_good_as_copied),
+  CASE (a_copy_becomes_whole_by_writing),
 };
 
 /* ---- Judging ----------------------------------------------------------- */
@@ -431,20 +464,23 @@ draw_way (unsigned turn, GRand *random, struct recorder_faults *faults)
     .runners = 1 + draw (random, 2),
     .prealloc = (uint64_t) (1 + draw (random, 3)) * CLUSTER * SECTOR,
     .copy_delay = draw (random, 2) ? 1 : 100,
+    .copy_on_write = turn % 2 ? PLOOP_COPY_LAZY : PLOOP_COPY_EAGER,
   };
   *faults = (struct recorder_faults) {
-    .no_clone = turn % 2,
+    .no_clone = draw (random, 2),
     .no_copy_range = draw (random, 2),
   };
   lower = lower_new (directory, &shapes[shape], CLUSTER, NR_SECTORS, random);
   options.bases = lower_bases (lower);
   return g_strdup_printf (
     "%u images%s below, cache %d, %s, prealloc mode %d, discard %d, detect "
-    "zeroes %d, copy delay %u%s%s", shapes[shape].nr_images,
+    "zeroes %d, copies %s, copy delay %u%s%s", shapes[shape].nr_images,
     shapes[shape].raw_base ? " and a raw one" : "", (int) options.cache,
     options.no_fast_path ? "no fast path" : "fast path",
     (int) options.prealloc_mode, (int) options.discard,
-    (int) options.detect_zeroes, options.copy_delay,
+    (int) options.detect_zeroes,
+    options.copy_on_write == PLOOP_COPY_LAZY ? "lazy" : "eager",
+    options.copy_delay,
     faults->no_clone ? "" : ", clones", faults->no_copy_range ? "" : ", copies");
 }
 

@@ -162,7 +162,7 @@ mutate slow leak-in-use-reclaimed alloc.c \
 # ---- Copy-on-write ----------------------------------------------------------
 
 mutate quick copy-not-committed request.c \
-  '/^copy_up/,/^}/ s/MAP_UNSTABLE | MAP_COVERS/MAP_COVERS/' chain-cut
+  '/^publish_copy/,/^}/ s/MAP_UNSTABLE | MAP_COVERS/MAP_COVERS/' chain-cut
 mutate quick copy-published-as-stable commit.c \
   '/^commit_publish_copy/,/^}/ s/set_page (commit->unstable, .*);/put_down (commit, page); by \&= ~MAP_UNSTABLE;/' chain-cut
 mutate quick copy-without-sync commit.c \
@@ -182,7 +182,7 @@ mutate quick copy-without-tail copy.c \
 mutate quick clone-without-zeros request.c \
   '/^fill_copy/,/^}/ s/return whole ?/return true ?/' chain-cut
 mutate quick copy-covers-nothing request.c \
-  '/^copy_up/,/^}/ s/MAP_UNSTABLE | MAP_COVERS/MAP_UNSTABLE/' chain-cut
+  '/^publish_copy/,/^}/ s/MAP_UNSTABLE | MAP_COVERS/MAP_UNSTABLE/' chain-cut
 mutate quick merged-covers-nothing map.c \
   '/^map_merge/,/^}/ s/| MAP_COVERS//' chain-cut
 mutate quick trim-unmaps-above request.c \
@@ -196,12 +196,33 @@ mutate quick lower-cluster-zeroed request.c \
 mutate quick lower-cluster-written request.c \
   '/^next_mapped_extent/,/^}/ s/else if (is_lower (.*))$/else if (false)/' chain-cut
 mutate slow failed-copy-reused-at-once request.c \
-  '/^copy_up/,/^}/ { s/^  alloc_keep (.*);//; s/alloc_free (.*);/alloc_give_back (\&disk->alloc, entry);/; s/^  stats_add (.*ALLOCATIONS.*/  alloc_keep (\&disk->alloc); &/; }'
+  '/^copy_up/,/^}/ { s/^  alloc_keep (.*);//; s/alloc_free (.*);/alloc_give_back (\&disk->alloc, entry);/; s/^  publish_copy (.*/  alloc_keep (\&disk->alloc); &/; }'
 mutate slow copy-during-sync-made-stable commit.c \
-  '/^stabilise/,/^}/ s/page, MAP_COVERED, 0,/page, MAP_UNSTABLE, 0,/'
+  '/^stabilise_entries/,/^}/ s/& MAP_COVERED)/\& MAP_UNSTABLE)/'
 # The race is held open for a while.
 mutate slow unstable-page-noted-late commit.c \
   '/^commit_publish_copy/,/^}/ { s/set_page (commit->unstable, .*);//; s/call (commit, .*);/g_usleep (3000); set_page (commit->unstable, \&commit->nr_unstable, page); &/; }'
+
+# ---- Lazy copies ------------------------------------------------------------
+
+mutate quick flush-without-fills image.c \
+  '/^complete_fills/,/^}/ s/return .*;/return 0 * sizeof disk;/' chain-cut
+mutate quick filling-copy-made-stable commit.c \
+  's/^    filled = commit->hooks.fill (.*);/    ;/; /^cover_entries/,/^}/ s/word & MAP_FILLING/false/' chain-cut
+mutate quick fill-copies-nothing fills.c \
+  '/^copy_sectors/,/^}/ s/if (r == 0 && start < stop)/if (false)/' chain-cut
+mutate quick fill-over-what-is-written fills.c \
+  '/^fill_write/,/^}/ s/^    set_there (/    if (!buf) set_there (/' chain-cut
+mutate quick fill-over-zeros fills.c \
+  '/^fill_write/,/^}/ s/^    set_there (/    if (buf) set_there (/' chain-cut
+mutate quick written-as-if-it-were-whole request.c \
+  '/^put_piece/,/^}/ s/if (G_UNLIKELY (.*))$/if (false)/' chain-cut
+mutate quick read-as-if-it-were-whole request.c \
+  '/^read_extent/,/^}/ s/if (G_UNLIKELY (.*)) {$/if (false) {/' chain-cut
+mutate quick joined-with-what-is-filling request.c \
+  '/^join_mapped/,/^}/ { s/if (extent->word & MAP_FILLING)/if (false)/; s/MAP_FILLING | //; }' chain-cut
+mutate slow whole-copy-in-no-page commit.c \
+  '/^cover_unstable/,/^}/ s/if (cover_entries (commit, page))/cover_entries (commit, page);/'
 
 # ---- Compacting -------------------------------------------------------------
 

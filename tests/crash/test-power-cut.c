@@ -200,6 +200,8 @@ draw_lower (GRand *random, struct round *round)
     shapes[g_rand_int_range (random, 0, (gint32) G_N_ELEMENTS (shapes))];
   round->lower_shape.filled = DRAW (random, 20, 60, 95);
   round->workload.options.copy_delay = DRAW (random, 1, 10, 500);
+  round->workload.options.copy_on_write =
+    one_in (random, 2) ? PLOOP_COPY_LAZY : PLOOP_COPY_EAGER;
   round->faults.no_clone = one_in (random, 2);
   round->faults.no_copy_range = one_in (random, 3);
 }
@@ -246,8 +248,8 @@ describe_round (const struct round *round)
     G_GUINT64_FORMAT ", write-back delay %u; %u in flight, of a hundred %u "
     "flushes, %u zeroes, %u trims, %u stray trims, %u forced%s%s; "
     "EIO %.2f data, %.2f BAT, no space %.2f, limit %u clusters, sync %u fails, "
-    "direct I/O %u%s%s%s; %u lower images%s, %u of a hundred clusters, copy "
-    "delay %u%s%s",
+    "direct I/O %u%s%s%s; %u lower images%s, %u of a hundred clusters, copied "
+    "%s, copy delay %u%s%s",
     round->seed, round->nr_legs, round->shape.version,
     round->shape.cluster_sectors, f->data_start, caches[o->cache],
     o->no_fast_path ? "no fast path" : "fast path",
@@ -260,7 +262,8 @@ describe_round (const struct round *round)
     f->no_punch ? ", no punch" : "", f->no_zero_range ? ", no zero range" : "",
     f->no_reserve ? ", no reservation" : "", round->lower_shape.nr_images,
     round->lower_shape.raw_base ? " and a raw one" : "",
-    round->lower_shape.filled, o->copy_delay, f->no_clone ? ", no clone" : "",
+    round->lower_shape.filled,
+    o->copy_on_write == PLOOP_COPY_LAZY ? "lazily" : "eagerly", o->copy_delay, f->no_clone ? ", no clone" : "",
     f->no_copy_range ? ", no copying" : "");
 }
 

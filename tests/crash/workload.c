@@ -290,6 +290,15 @@ judge_result (const struct workload *workload, int result)
   rules_break ("a request failed: %s", g_strerror (-result));
 }
 
+/* What was copied lazily is filled in at the latest then. */
+static bool
+may_not_close (const struct workload *workload)
+{
+  return workload->may_fail
+         || (workload->may_lack_space
+             && workload->options.copy_on_write == PLOOP_COPY_LAZY);
+}
+
 /* Whole clusters are zeros from then on.  Parts of others may be, at any time, or
  * stay: like a change that has failed.  So may clusters that cannot be unmapped,
  * because a lower delta has them.
@@ -594,6 +603,6 @@ workload_run (const struct workload *workload, const char *path,
 
   check_all (workload);
   *closing = recorder_now ();
-  if (ploop_close (image, &error) == -1 && !workload->may_fail)
+  if (ploop_close (image, &error) == -1 && !may_not_close (workload))
     rules_break ("%s", error->message);
 }

@@ -93,6 +93,9 @@ for value in '' maybe 2; do
   refused allow-outside "$value" 'on.*off'
   refused base-cache "$value" 'on.*off'
 done
+for value in '' off 1 Lazy; do
+  refused copy-on-write "$value" 'eager.*lazy'
+done
 refused base '' 'path'
 refused base /nonexistent/base 'No such file'
 refused overlay '' 'path'
@@ -150,13 +153,14 @@ for parameter in cache={writeback,none,writethrough} enospc={report,wait} \
     discard={unmap,keep} detect-zeroes={off,on,unmap} \
     extents={cluster,detail} prealloc-mode={falloc,truncate} fast-path={on,off,true,0} \
     prealloc={1,4095,1M,64K,1T} runners={1,3,16} \
-    writeback-delay={0,1,100,3600000} copy-delay={1,500,3600000}; do
+    writeback-delay={0,1,100,3600000} copy-delay={1,500,3600000} \
+    copy-on-write={eager,lazy}; do
   due || continue
   serves "$parameter"
 done
 say "all together"
 serves cache=none enospc=wait prealloc=1M prealloc-mode=truncate runners=5 \
-  fast-path=off writeback-delay=50 copy-delay=1
+  fast-path=off writeback-delay=50 copy-delay=1 copy-on-write=lazy
 serves cache=writethrough enospc=wait prealloc=200K runners=2 \
   writeback-delay=3600000
 serves discard=keep detect-zeroes=unmap extents=detail cache=none
@@ -177,7 +181,8 @@ run_nbdkit --dump-plugin "$PLUGIN" | sed -n 's/^plugin_parameter=//p' |
   sort > "$tmp/dumped"
 run_nbdkit "$PLUGIN" --help |
   sed -nE 's/^([a-z-]+)=<.*/\1/p' | sort > "$tmp/helped"
-printf '%s\n' allow-outside base base-cache cache copy-delay detect-zeroes discard \
+printf '%s\n' allow-outside base base-cache cache copy-delay copy-on-write detect-zeroes \
+  discard \
   enospc extents fast-path overlay prealloc prealloc-mode runners snapshot \
   writeback-delay > "$tmp/known"
 diff "$tmp/dumped" "$tmp/known" || wrong "--dump-plugin has other parameters"

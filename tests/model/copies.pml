@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 
-/* Copy-on-write and unstable entries (lib/request.h, lib/commit.h), for spin.
+/* Copy-on-write, eager and lazy, and unstable entries (lib/request.h, lib/fills.h,
+ * lib/commit.h), for spin.
  *
  * Guest clusters of two sectors that only a lower delta has, in one BAT page.
  * Writers of a sector each, of which one forces, a flush, commits by the flusher
@@ -23,7 +24,12 @@
  *   run_commit               commit.c: run_commit
  *   commit_flush             commit.c: commit_flush; whoever finds nobody
  *                            leading leads (commit.pml has the group)
+ *   there, fill_lock         fills.c: a fill, by guest cluster
+ *   lazy_copy                request.c, fills.c: begin_copy, fill_write
+ *   write_filling            fills.c: fills_write
+ *   fill                     fills.c: work_on, for fills_complete and fills_work
  *   flusher                  flusher.c: copy-delay
+ *   filler                   image.c: fill_behind
  *   trimmer                  request.c: request_end_unmapping, after a trim of
  *                            another cluster of the page
  *
@@ -33,6 +39,8 @@
  *   CONFIG_COPY    two writers to a cluster, of which one forces
  *   CONFIG_FLUSH   the same, and a flush
  *   CONFIG_PAGE    writers to two clusters, and a trim of a third
+ *   CONFIG_LAZY    as COPY, but lazily, and somebody fills behind
+ *   CONFIG_FILLS   as PAGE, lazily
  *
  * With BUG_*, one thing is wrong, and spin has to find it (test-model.sh).
  */
@@ -58,6 +66,22 @@
 #define HAVE_TRIMMER
 #endif
 
+#ifdef CONFIG_LAZY
+#define NR_GUESTS 1
+#define NR_HOSTS 2
+#define WRITERS run writer (0, 0, 0, 2, true); run writer (1, 0, 1, 1, false)
+#define LAZY
+#define HAVE_FILLER
+#endif
+
+#ifdef CONFIG_FILLS
+#define NR_GUESTS 2
+#define NR_HOSTS 2
+#define WRITERS run writer (0, 0, 0, 1, true); run writer (1, 1, 1, 1, false)
+#define LAZY
+#define HAVE_TRIMMER
+#endif
+
 #define NR_SECTORS 2
 #define BIT(x) (1 << (x))
 #define SECTOR(host, s) ((host) * NR_SECTORS + (s))
@@ -69,11 +93,16 @@
 
 #define MAP_UNSTABLE 4
 #define MAP_COVERED 8
+#define MAP_FILLING 16
 #define entry(word) ((word) & 3)
 
 byte word[NR_GUESTS];
 bool owner;                     /* the runner is busy */
 bool page_lock, dirty, unstable;
+
+/* Of the cluster that is being filled, which sectors are there: bits. */
+byte there[NR_GUESTS];
+bool fill_lock[NR_GUESTS];
 
 /* A sector's value.  In the place of host cluster 0: what lies below. */
 #define ZEROS 0
@@ -97,11 +126,18 @@ bool flushing;
 
 hidden byte i, e, word_;
 
+#define is_missing(i) !(there[(i) / NR_SECTORS] & BIT ((i) % NR_SECTORS))
+
 /* In a d_step, here and below. */
 inline check_file ()
 {
   for (i : 0 .. NR_GUEST_SECTORS - 1) {
     word_ = word[i / NR_SECTORS];
+    /* fills_read */
+    if
+    :: (word_ & MAP_FILLING) && is_missing (i) -> word_ = 0;
+    :: else
+    fi;
     assert (BIT (data[SECTOR (entry (word_), i % NR_SECTORS)]) & may_read[i]);
     for (e : 0 .. NR_HOSTS) {
       if
@@ -189,12 +225,26 @@ inline lock (which)
   atomic { !which -> which = true; }
 }
 
+#ifdef BUG_FILLING_COVERED
+#define is_coverable(word) ((word) & MAP_UNSTABLE)
+#else
+#define is_coverable(word) (((word) & (MAP_UNSTABLE | MAP_FILLING)) == MAP_UNSTABLE)
+#endif
+
 inline set_covered ()
 {
   for (i : 0 .. NR_GUESTS - 1) {
     if
-    :: word[i] & MAP_UNSTABLE -> word[i] = word[i] | MAP_COVERED;
-    :: else
+    :: is_coverable (word[i]) -> word[i] = word[i] | MAP_COVERED;
+    :: else ->
+#ifndef BUG_PAGE_FORGOTTEN
+         if
+         :: word[i] & MAP_FILLING -> unstable = true;
+         :: else
+         fi
+#else
+         skip
+#endif
     fi
   }
   i = 0
@@ -266,10 +316,53 @@ inline write_dirty_pages ()
   fi
 }
 
+/* What is missing is copied, under the fill's lock all the time. */
+inline fill (guest)
+{
+  lock (fill_lock[guest]);
+  if
+  :: word[guest] & MAP_FILLING ->
+       do
+       :: !(there[guest] & 1) ->
+#ifdef BUG_FILL_UNLOCKED
+            fill_lock[guest] = false;
+            lock (fill_lock[guest]);
+#endif
+            d_step {
+              put_sector (SECTOR (entry (word[guest]), 0), LOWER);
+              there[guest] = there[guest] | 1;
+              check_file ();
+            }
+       :: (there[guest] & 1) && !(there[guest] & 2) ->
+            d_step {
+              put_sector (SECTOR (entry (word[guest]), 1), LOWER);
+              there[guest] = there[guest] | 2;
+              check_file ();
+            }
+       :: there[guest] == 3 -> break
+       od;
+       skip;
+       d_step {
+         word[guest] = word[guest] & ~MAP_FILLING;
+         check_file ();
+       }
+  :: else
+  fi;
+  fill_lock[guest] = false
+}
+
 /* The leader's. */
 inline run_commit (covered)
 {
   covered = nr;
+#ifdef LAZY
+#ifndef BUG_FLUSH_WITHOUT_FILLS
+  fill (0);
+#if NR_GUESTS > 1
+  fill (1);
+#endif
+#endif
+#endif
   if
   :: unstable ->
        cover_unstable ();
@@ -347,6 +440,51 @@ inline copy (guest, host, s)
   commit_publish_copy (guest, host)
 }
 
+/* Sector S is new and there; the other one is filled in later. */
+inline lazy_copy (guest, host, s)
+{
+  lock (fill_lock[guest]);
+  d_step {
+    put_sector (SECTOR (host, s), NEW);
+    there[guest] = BIT (s);
+    check_file ();
+  }
+  commit_publish_copy (guest, host | MAP_FILLING);
+  fill_lock[guest] = false
+}
+
+/* The word said that it is being filled. */
+inline write_filling (guest, s)
+{
+  lock (fill_lock[guest]);
+  d_step {
+    put_sector (SECTOR (entry (word[guest]), s), NEW);
+    there[guest] = there[guest] | BIT (s);
+    check_file ();
+  }
+  d_step {
+    if
+    :: there[guest] == 3 -> word[guest] = word[guest] & ~MAP_FILLING;
+    :: else
+    fi;
+    check_file ();
+  }
+  fill_lock[guest] = false;
+  d_step { nr++; }
+}
+
+#ifdef LAZY
+#define copy_to(guest, host, s) lazy_copy (guest, host, s)
+#else
+#define copy_to(guest, host, s) copy (guest, host, s)
+#endif
+
+#ifdef BUG_WRITE_PAST_FILL
+#define is_filling(word) false
+#else
+#define is_filling(word) ((word) & MAP_FILLING)
+#endif
+
 inline begin_write (sector)
 {
   may_read[sector] = may_read[sector] | BIT (NEW);
@@ -390,7 +528,7 @@ proctype writer (byte id; byte guest; byte s; byte turns; bool fua)
 #endif
             if
             :: entry (w) == 0 ->
-                 copy (guest, id + 1, s);
+                 copy_to (guest, id + 1, s);
                  w = 0;
             :: else
             fi;
@@ -409,7 +547,9 @@ proctype writer (byte id; byte guest; byte s; byte turns; bool fua)
               force_sector (SECTOR (entry (w), s), NEW);
               check_file ();
             }
-       :: entry (w) != 0 && !committed ->
+       :: entry (w) != 0 && !committed && is_filling (w) ->
+            write_filling (guest, s);
+       :: entry (w) != 0 && !committed && !is_filling (w) ->
             d_step {
               put_sector (SECTOR (entry (w), s), NEW);
               check_file ();
@@ -472,6 +612,18 @@ end:
   od
 }
 
+#ifdef HAVE_FILLER
+
+proctype filler ()
+{
+end:
+  do
+  :: word[0] & MAP_FILLING -> fill (0)
+  od
+}
+
+#endif
+
 init
 {
   d_step {
@@ -497,6 +649,9 @@ init
 #endif
 #ifdef HAVE_TRIMMER
     run trimmer ();
+#endif
+#ifdef HAVE_FILLER
+    run filler ();
 #endif
   }
 }

@@ -4,9 +4,9 @@
 # Proves, by looking at every state of the models in commit.pml, copies.pml and
 # trims.pml, that requests, commits, copies from lower deltas, the scrubbing of
 # freed clusters and the punching of parts of clusters keep the rules together,
-# whatever order they run in and, for commits and copies, wherever the power fails; and that the models would notice if they did
-# not: each of their BUG_* macros must be found.  With PLOOP_TEST_SCALE below 100, a
-# third of these, by PLOOP_TEST_SEED.
+# whatever order they run in and, for commits and copies, wherever the power fails;
+# and that the models would notice if they did not: each of their BUG_* macros must
+# be found.  With PLOOP_TEST_SCALE below 100, a third of these, by PLOOP_TEST_SEED.
 #
 # To see how an error comes about:
 #
@@ -96,6 +96,8 @@ holds commit.pml WRITERS
 holds commit.pml FLUSH
 holds commit.pml DURABLE
 holds commit.pml DELAY
+holds copies.pml FILLS
+holds copies.pml LAZY
 holds copies.pml FLUSH
 holds copies.pml PAGE
 holds copies.pml COPY
@@ -142,6 +144,12 @@ finds copies.pml PAGE STABLE_BEFORE_SYNC
 finds copies.pml PAGE ALL_STABLE_AFTER_SYNC
 finds copies.pml COPY NOT_PUT_DOWN
 finds copies.pml COPY PUBLISHED_FIRST
+A lazy one.
+finds copies.pml LAZY FLUSH_WITHOUT_FILLS
+finds copies.pml FILLS FILLING_COVERED
+finds copies.pml FILLS PAGE_FORGOTTEN
+finds copies.pml LAZY FILL_UNLOCKED
+finds copies.pml LAZY WRITE_PAST_FILL
 END
 }
 

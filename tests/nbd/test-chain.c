@@ -51,8 +51,10 @@ static const struct spec specs[] = {
 
 /* Each level takes the next of them. */
 static const char *const ways[] = {
-  "", "cache=none", "fast-path=off", "discard=keep detect-zeroes=on",
+  "", "copy-on-write=lazy", "cache=none", "fast-path=off copy-on-write=lazy",
+  "discard=keep detect-zeroes=on", "cache=none copy-on-write=lazy copy-delay=5",
   "detect-zeroes=unmap extents=detail", "writeback-delay=50 discard=off",
+  "copy-on-write=lazy discard=keep detect-zeroes=unmap extents=detail",
 };
 
 static uint64_t next_stream;

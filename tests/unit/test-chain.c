@@ -10,166 +10,17 @@
 #include <errno.h>
 #include <pthread.h>
 #include <string.h>
-#include <linux/fs.h>
 #include <unistd.h>
 
 #include "faults.h"
 #include "format.h"
 #include "location.h"
 #include "map.h"
+#include "pair.h"
 #include "ploop-core.h"
 #include "run.h"
 
-#define CLUSTER 32768u
-#define NR_CLUSTERS 40u
-#define SIZE ((uint64_t) NR_CLUSTERS * CLUSTER)
-/* Of each level: clusters that it has, filled with its number + 1. */
-#define STEP 3u
 #define NR_THREADS 8u
-
-/* ---- No copies by the kernel ------------------------------------------- */
-
-/* Copies are read and written then, by calls that can be made to fail. */
-static _Atomic bool fault_no_kernel_copy;
-
-ssize_t __real_copy_file_range (int, off_t *, int, off_t *, size_t, unsigned);
-ssize_t __wrap_copy_file_range (int, off_t *, int, off_t *, size_t, unsigned);
-int __real_ioctl (int, unsigned long, void *);
-int __wrap_ioctl (int, unsigned long, void *);
-
-ssize_t
-__wrap_copy_file_range (int in, off_t *from, int out, off_t *to, size_t length,
-                        unsigned flags)
-{
-  if (!fault_no_kernel_copy)
-    return __real_copy_file_range (in, from, out, to, length, flags);
-  errno = EXDEV;
-  return -1;
-}
-
-int
-__wrap_ioctl (int fd, unsigned long request, void *argument)
-{
-  if (request != FICLONERANGE || !fault_no_kernel_copy)
-    return __real_ioctl (fd, request, argument);
-  errno = EOPNOTSUPP;
-  return -1;
-}
-
-/* ---- Chains ------------------------------------------------------------ */
-
-static char *
-empty_image (const char *name, unsigned nr_clusters)
-{
-  const struct format_header header =
-    scratch_header (2, CLUSTER / 512, nr_clusters);
-
-  return scratch_image (name, &header, NULL, CLUSTER);
-}
-
-static ploop_image *
-open_chain (const char *top, const char *const *bases)
-{
-  /* Nothing is committed by itself while a test looks. */
-  const struct ploop_open_options options = { .bases = bases,
-                                              .copy_delay = PLOOP_MAX_DELAY };
-  g_autoptr (GError) error = NULL;
-  ploop_image *image = ploop_open (top, &options, &error);
-
-  ck_assert_msg (image != NULL, "%s", error ? error->message : "");
-  return image;
-}
-
-static void
-expect_refusal (const char *top, const struct ploop_open_options *options,
-                const char *text)
-{
-  g_autoptr (GError) error = NULL;
-  ploop_image *image = ploop_open (top, options, &error);
-
-  ck_assert_msg (image == NULL, "'%s' was expected", text);
-  ck_assert_msg (strstr (error->message, text) != NULL, "'%s' is not in '%s'",
-                 text, error->message);
-}
-
-static void
-close_image (ploop_image *image)
-{
-  g_autoptr (GError) error = NULL;
-
-  ck_assert_msg (ploop_close (image, &error) == 0, "%s",
-                 error ? error->message : "");
-}
-
-static void
-fill (ploop_image *image, unsigned cluster, uint8_t byte)
-{
-  g_autofree uint8_t *buf = g_malloc (CLUSTER);
-
-  memset (buf, byte, CLUSTER);
-  ck_assert_int_eq (ploop_pwrite (image, buf, CLUSTER,
-                                  (uint64_t) cluster * CLUSTER, 0), 0);
-}
-
-static bool
-is_all (ploop_image *image, uint64_t length, uint64_t offset, uint8_t byte)
-{
-  g_autofree uint8_t *buf = g_malloc (length);
-
-  ck_assert_int_eq (ploop_pread (image, buf, length, offset), 0);
-  return buf[0] == byte && memcmp (buf, buf + 1, length - 1) == 0;
-}
-
-/* A delta in whose cluster C, where C is a multiple of STEP, is BYTE. */
-static char *
-make_lower (const char *name, uint8_t byte)
-{
-  char *path = empty_image (name, NR_CLUSTERS);
-  ploop_image *image = open_chain (path, NULL);
-
-  for (unsigned c = 0; c < NR_CLUSTERS; c += STEP)
-    fill (image, c, byte);
-  close_image (image);
-  return path;
-}
-
-/* One lower delta, one empty top over it, open. */
-struct pair {
-  char *lower, *top;
-  const char *bases[2];
-  ploop_image *image;
-};
-
-static void
-open_pair (struct pair *pair)
-{
-  *pair = (struct pair) { .lower = make_lower ("lower", 1),
-                          .top = empty_image ("top", NR_CLUSTERS) };
-  pair->bases[0] = pair->lower;
-  pair->image = open_chain (pair->top, pair->bases);
-  fault_reset ();
-}
-
-static void
-reopen_pair (struct pair *pair)
-{
-  close_image (pair->image);
-  pair->image = open_chain (pair->top, pair->bases);
-}
-
-static void
-close_pair (struct pair *pair)
-{
-  close_image (pair->image);
-  g_free (pair->lower);
-  g_free (pair->top);
-}
-
-static uint32_t
-entry_on_disk (const struct pair *pair, uint32_t cluster)
-{
-  return scratch_read_le32 (pair->top, format_bat_offset (cluster));
-}
 
 /* ---- The map ----------------------------------------------------------- */
 
@@ -489,6 +340,18 @@ END_TEST
 
 /* ---- What is refused --------------------------------------------------- */
 
+static void
+expect_refusal (const char *top, const struct ploop_open_options *options,
+                const char *text)
+{
+  g_autoptr (GError) error = NULL;
+  ploop_image *image = ploop_open (top, options, &error);
+
+  ck_assert_msg (image == NULL, "'%s' was expected", text);
+  ck_assert_msg (strstr (error->message, text) != NULL, "'%s' is not in '%s'",
+                 text, error->message);
+}
+
 START_TEST (deltas_that_do_not_fit_are_refused)
 {
   const struct format_header header = scratch_header (2, 128, NR_CLUSTERS);
@@ -593,10 +456,8 @@ START_TEST (failed_opening_leaves_no_overlay)
 END_TEST
 
 static void
-add_tests (TCase *tcase)
+add_copy_tests (TCase *tcase)
 {
-  tcase_add_loop_test (tcase, highest_delta_has_the_cluster, 0, 6);
-  tcase_add_test (tcase, long_chain_reads_as_its_highest_deltas);
   tcase_add_test (tcase, past_the_end_of_a_lower_delta_is_nothing);
   tcase_add_test (tcase, raw_base_may_end_anywhere);
   tcase_add_test (tcase, rest_of_the_cluster_is_copied);
@@ -608,6 +469,14 @@ add_tests (TCase *tcase)
   tcase_add_test (tcase, zeroing_in_part_is_not_fast);
   tcase_add_test (tcase, many_writers_make_one_copy);
   tcase_add_loop_test (tcase, failed_copy_changes_nothing, 0, 5);
+}
+
+static void
+add_tests (TCase *tcase)
+{
+  add_copy_tests (tcase);
+  tcase_add_loop_test (tcase, highest_delta_has_the_cluster, 0, 6);
+  tcase_add_test (tcase, long_chain_reads_as_its_highest_deltas);
   tcase_add_test (tcase, deltas_that_do_not_fit_are_refused);
   tcase_add_test (tcase, overlay_takes_all_that_is_written);
   tcase_add_test (tcase, overlay_on_a_raw_disk_has_its_size);
@@ -615,8 +484,12 @@ add_tests (TCase *tcase)
   tcase_add_test (tcase, failed_opening_leaves_no_overlay);
 }
 
+/* What is true of copies is true of lazy ones. */
 int
 main (void)
 {
-  return run_tests ("chain", add_tests);
+  int r = run_tests ("chain", add_tests);
+
+  pair_copy_on_write = PLOOP_COPY_LAZY;
+  return run_tests ("chain, lazily copied", add_copy_tests) | r;
 }

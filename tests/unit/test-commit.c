@@ -162,7 +162,7 @@ set_up_image (struct bed *bed, const struct format_header *header,
               const uint32_t *entries, unsigned delay, GArray *lost)
 {
   const struct commit_hooks hooks = {
-    on_marked, on_need_leader, on_put_off, on_unstable, on_committed, bed
+    on_marked, on_need_leader, on_put_off, on_unstable, on_committed, NULL, bed
   };
 
   *bed = (struct bed) { .stats = stats_new (false) };

@@ -121,7 +121,7 @@ set_up (struct bed *bed, struct settings settings)
 {
   const struct format_header header = scratch_header (2, 64, NR_ENTRIES);
   const struct commit_hooks hooks = {
-    NULL, ask_to_lead, ask_to_write_back, ask_to_commit, after_commit, bed
+    NULL, ask_to_lead, ask_to_write_back, ask_to_commit, after_commit, NULL, bed
   };
   const struct flusher_options options = {
     .copy_delay = settings.copy_delay,

@@ -94,6 +94,8 @@ static const uint64_t *const fields[STATS_NR_COUNTERS] = {
   &statistics.nr_frees,
   &statistics.nr_reuses,
   &statistics.nr_copies,
+  &statistics.nr_lazy_copies,
+  &statistics.fill_bytes,
   &statistics.nr_commits,
   &statistics.nr_commit_waiters,
   &statistics.nr_syncs,
