@@ -46,9 +46,9 @@ copy_data (struct delta *target, uint64_t target_offset,
 }
 
 /* What is not data reads as zeros on both sides. */
-static int
-copy_all_data (struct delta *target, uint64_t target_offset,
-               struct delta *source, uint64_t offset, uint64_t length)
+int
+copy_range (struct delta *target, uint64_t target_offset,
+            struct delta *source, uint64_t offset, uint64_t length)
 {
   const uint64_t end = offset + length;
   uint64_t start = offset, stop;
@@ -66,25 +66,8 @@ static int
 copy_part (struct delta *target, uint64_t target_offset,
            struct delta *source, uint64_t offset, struct copy_part part)
 {
-  return copy_all_data (target, target_offset + part.from, source,
-                        offset + part.from, part.to - part.from);
-}
-
-/* Let TARGET share the blocks.  Returns 0, a negative errno, or -ENOTSUP when this
- * SOURCE's cannot be shared.
- */
-static int
-clone_range (struct delta *target, uint64_t target_offset,
-             struct delta *source, uint64_t offset, uint64_t length)
-{
-  int r;
-
-  if (!copy_may_clone (source))
-    return -ENOTSUP;
-  r = delta_clone_range (target, target_offset, source, offset, length);
-  if (r == -ENOTSUP)
-    atomic_store_explicit (&source->no_clone_from, true, memory_order_relaxed);
-  return r;
+  return copy_range (target, target_offset + part.from, source,
+                     offset + part.from, part.to - part.from);
 }
 
 /* Sharing blocks takes a whole cluster as fast as a part of one, and leaves both
@@ -95,11 +78,14 @@ try_clone (struct delta *target, uint64_t target_offset,
            struct delta *source, uint64_t offset, uint32_t length, int *result)
 {
   /* Half a block at the end of a disk or a file cannot be shared. */
-  if (length < source->layout.cluster_size
+  if (!copy_may_clone (source) || length < source->layout.cluster_size
       || offset + length > source->file_size)
     return false;
-  *result = clone_range (target, target_offset, source, offset, length);
-  return *result != -ENOTSUP;
+  *result = delta_clone_range (target, target_offset, source, offset, length);
+  if (*result != -ENOTSUP)
+    return true;
+  atomic_store_explicit (&source->no_clone_from, true, memory_order_relaxed);
+  return false;
 }
 
 int
@@ -118,28 +104,5 @@ copy_cluster (struct delta *target, uint64_t target_offset,
   r = copy_part (target, target_offset, source, offset, before);
   if (r == 0)
     r = copy_part (target, target_offset, source, offset, after);
-  return r;
-}
-
-/* Of blocks that are shared, the edges that are not whole ones are copied. */
-int
-copy_range (struct delta *target, uint64_t target_offset,
-            struct delta *source, uint64_t offset, uint64_t length)
-{
-  const uint64_t block = MAX (source->block_size, target->block_size);
-  const uint64_t end = offset + length;
-  const uint64_t from = MIN ((offset + block - 1) / block * block, end);
-  const uint64_t to = MAX (MIN (end, source->file_size) / block * block, from);
-  int r = from == to ? -ENOTSUP
-                     : clone_range (target, target_offset + (from - offset),
-                                    source, from, to - from);
-
-  if (r == -ENOTSUP)
-    return copy_all_data (target, target_offset, source, offset, length);
-  if (r == 0)
-    r = copy_all_data (target, target_offset, source, offset, from - offset);
-  if (r == 0)
-    r = copy_all_data (target, target_offset + (to - offset), source, to,
-                       end - to);
   return r;
 }

@@ -31,9 +31,7 @@ int copy_cluster (struct delta *target, uint64_t target_offset,
                   struct delta *source, uint64_t offset, uint32_t length,
                   struct copy_part left_out);
 
-/* Copy exactly LENGTH bytes, of any alignment, to a place that reads as zeros.
- * Likewise.
- */
+/* The same for any range, without sharing blocks. */
 int copy_range (struct delta *target, uint64_t target_offset,
                 struct delta *source, uint64_t offset, uint64_t length);
 
@@ -41,7 +39,9 @@ int copy_range (struct delta *target, uint64_t target_offset,
 static inline bool
 copy_may_clone (const struct delta *source)
 {
-  return !atomic_load_explicit (&source->no_clone_from, memory_order_relaxed);
+  return !source->remote
+         && !atomic_load_explicit (&source->no_clone_from,
+                                   memory_order_relaxed);
 }
 
 #endif /* PLOOP_LIB_COPY_H */

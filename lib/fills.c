@@ -221,7 +221,8 @@ fills_begin (struct fills *fills, uint64_t cluster, uint64_t word,
   struct fill *fill;
   bool admitted;
 
-  if (!fills->lazy || !is_reserved (fills))
+  if (!fills->lazy || copy_may_clone (chain_delta (fills->chain, word))
+      || !is_reserved (fills))
     return NULL;
   fill = new_fill (fills, cluster, word, entry);
   pthread_mutex_lock (&fills->lock);
@@ -321,17 +322,14 @@ copy_sectors (struct fill *fill, uint32_t from, uint32_t to)
   return 0;
 }
 
-/* Some of what is missing.  Blocks are shared as many as there are, at once. */
+/* Some of what is missing. */
 static int
 copy_piece (struct fill *fill)
 {
   const uint32_t from = next_sector (fill, 0, false);
-  const uint32_t most = copy_may_clone (fill->source)
-                          ? nr_sectors (fill)
-                          : PIECE_BYTES / FORMAT_SECTOR_SIZE;
-  uint32_t to = next_sector (fill, from, true);
+  const uint32_t to = MIN (next_sector (fill, from, true),
+                           from + PIECE_BYTES / FORMAT_SECTOR_SIZE);
 
-  to = MIN (to, from + most);
   return from == to ? 0 : copy_sectors (fill, from, to);
 }
 

@@ -80,8 +80,8 @@ void fills_destroy (struct fills *fills);
 
 /* Begin to copy CLUSTER, which is where WORD says in a lower delta, to the top
  * delta's fresh host cluster ENTRY.  Returns NULL when it has to be copied at
- * once: that is what was asked for, or no space is reserved for the rest, or
- * there are too many fills.
+ * once: that is what was asked for, or can be done by sharing blocks, or no space
+ * is reserved for the rest, or there are too many fills.
  *
  * The fill is locked until fill_published or fill_drop.
  */

@@ -21,10 +21,11 @@ build_packages=(gcc libc6-dev make autoconf automake libtool pkgconf
 # libnbd-bin: nbdcopy, nbdinfo and nbdfuse.  e2fsprogs: mke2fs and debugfs.
 run_packages=(nbdkit libnbd-bin e2fsprogs)
 # check: unit tests.  qemu-utils, ploop: the other implementations.  spin: checks
-# the model of the commit protocol.  zstd: unpacks the corpus.  strace: counts
-# system calls.  xz-utils: make distcheck.
+# the model of the commit protocol.  zstd: unpacks the corpus.  strace: counts system
+# calls.  xfsprogs, btrfs-progs: file systems that share blocks.  xz-utils: make
+# distcheck.
 test_packages=(check libnbd-bin qemu-utils ploop e2fsprogs zstd
-               shellcheck spin strace xz-utils)
+               xfsprogs btrfs-progs shellcheck spin strace xz-utils)
 valgrind_packages=(valgrind)
 # What make bench and make fuzz need beyond build and test.
 bench_packages=(fio python3)

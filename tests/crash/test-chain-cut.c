@@ -26,6 +26,7 @@
 #include <glib.h>
 
 #include "lower.h"
+#include "parts.h"
 #include "ploop-core.h"
 #include "reader.h"
 #include "recorder.h"
@@ -50,6 +51,16 @@ static uint64_t nr_lost;        /* states without a copy that was answered */
 
 /* ---- Requests ---------------------------------------------------------- */
 
+/* As if it had been tried by a copy before: what is copied lazily is not shared. */
+static void
+share_no_blocks (const ploop_image *of)
+{
+  const struct chain *chain = &of->parts[0].image->disk.chain;
+
+  for (unsigned i = 0; i < chain->nr_levels; i++)
+    chain->levels[i]->no_clone_from = true;
+}
+
 static void
 open_image (void)
 {
@@ -58,6 +69,8 @@ open_image (void)
   image = ploop_open (image_path, &options, &error);
   if (!image)
     g_error ("%s", error->message);
+  if (options.copy_on_write == PLOOP_COPY_LAZY)
+    share_no_blocks (image);
 }
 
 /* All that was answered is durable then. */
@@ -458,7 +471,9 @@ draw_way (unsigned turn, GRand *random, struct recorder_faults *faults)
   options = (struct ploop_open_options) {
     .cache = (enum ploop_cache) draw (random, 3),
     .no_fast_path = draw (random, 2),
-    .prealloc_mode = (enum ploop_prealloc_mode) draw (random, 2),
+    /* Without reserved space no copy is lazy. */
+    .prealloc_mode = turn % 2 ? PLOOP_PREALLOC_FALLOC
+                              : (enum ploop_prealloc_mode) draw (random, 2),
     .discard = turn % 4 == 3 ? PLOOP_DISCARD_KEEP : PLOOP_DISCARD_UNMAP,
     .detect_zeroes = (enum ploop_detect_zeroes) draw (random, 3),
     .runners = 1 + draw (random, 2),

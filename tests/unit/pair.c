@@ -56,6 +56,15 @@ empty_image (const char *name, unsigned nr_clusters)
   return scratch_image (name, &header, NULL, CLUSTER);
 }
 
+void
+share_no_blocks (const ploop_image *image)
+{
+  const struct chain *chain = chain_of (image);
+
+  for (unsigned i = 0; i < chain->nr_levels; i++)
+    chain->levels[i]->no_clone_from = true;
+}
+
 ploop_image *
 open_chain (const char *top, const char *const *bases)
 {
@@ -68,6 +77,8 @@ open_chain (const char *top, const char *const *bases)
   ploop_image *image = ploop_open (top, &options, &error);
 
   ck_assert_msg (image != NULL, "%s", error ? error->message : "");
+  if (pair_copy_on_write == PLOOP_COPY_LAZY)
+    share_no_blocks (image);
   return image;
 }
 

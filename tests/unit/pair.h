@@ -11,6 +11,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "parts.h"
 #include "ploop-core.h"
 
 #define CLUSTER 32768u
@@ -36,6 +37,15 @@ char *make_lower (const char *name, uint8_t byte);
 /* Nothing is committed by itself while a test looks. */
 ploop_image *open_chain (const char *top, const char *const *bases);
 void close_image (ploop_image *image);
+
+static inline struct chain *
+chain_of (const ploop_image *image)
+{
+  return &image->parts[0].image->disk.chain;
+}
+
+/* As if it had been tried, and had failed: what is copied lazily is not shared. */
+void share_no_blocks (const ploop_image *image);
 
 /* Let a cluster have BYTE everywhere. */
 void fill (ploop_image *image, unsigned cluster, uint8_t byte);

@@ -17,7 +17,6 @@
 #include "faults.h"
 #include "format.h"
 #include "pair.h"
-#include "parts.h"
 #include "run.h"
 
 #define SECTOR 512u
@@ -369,10 +368,28 @@ START_TEST (without_reserved_space_copies_are_eager)
   close_image (pair.image);
   pair.image = ploop_open (pair.top, &options, NULL);
   ck_assert_ptr_nonnull (pair.image);
+  share_no_blocks (pair.image);
   put (&pair, 'x', SECTOR, 0);
   ck_assert_uint_eq (statistics_of (&pair).nr_copies, 1);
   ck_assert_uint_eq (statistics_of (&pair).nr_lazy_copies, 0);
   close_pair (&pair);
+}
+END_TEST
+
+/* The first copy is the one to find out. */
+START_TEST (where_blocks_can_be_shared_copies_are_eager)
+{
+  struct pair pair;
+
+  open_lazily (&pair);
+  fault_hook = NULL;
+  chain_of (pair.image)->levels[0]->no_clone_from = false;
+  put (&pair, 'x', SECTOR, 0);
+  ck_assert_uint_eq (statistics_of (&pair).nr_copies, 1);
+  ck_assert_uint_eq (statistics_of (&pair).nr_lazy_copies, 0);
+  put (&pair, 'x', SECTOR, STEP * CLUSTER);
+  ck_assert_uint_eq (statistics_of (&pair).nr_lazy_copies, 1);
+  close_lazily (&pair);
 }
 END_TEST
 
@@ -498,6 +515,7 @@ add_tests (TCase *tcase)
   tcase_add_test (tcase, rest_is_copied_behind);
   tcase_add_test (tcase, writers_and_who_fills_do_not_meet);
   tcase_add_test (tcase, without_reserved_space_copies_are_eager);
+  tcase_add_test (tcase, where_blocks_can_be_shared_copies_are_eager);
   tcase_add_test (tcase, as_many_as_may_be_are_lazy);
   tcase_add_test (tcase, flush_tells_what_cannot_be_filled);
   tcase_add_test (tcase, close_tells_what_cannot_be_filled);
