@@ -17,6 +17,8 @@
 struct changes {
   _Atomic uint64_t nr;          /* so far */
   _Atomic uint64_t nr_durable;  /* all up to this one are */
+  _Atomic uint64_t nr_synced;   /* the same, but for what was written to copies
+                                   that could not be made whole */
 };
 
 /* Returns the change's number. */
@@ -44,10 +46,29 @@ changes_are_durable (const struct changes *changes, uint64_t number)
          >= number;
 }
 
+/* Likewise, for whoever does not wait for copies: a cluster was unmapped, or
+ * punched.
+ */
+static inline bool
+changes_are_synced (const struct changes *changes, uint64_t number)
+{
+  /* Acquire: pairs with the release in changes_set_synced. */
+  return atomic_load_explicit (&changes->nr_synced, memory_order_acquire)
+         >= number;
+}
+
 /* For whoever commits; one at a time. */
+static inline void
+changes_set_synced (struct changes *changes, uint64_t number)
+{
+  atomic_store_explicit (&changes->nr_synced, number, memory_order_release);
+}
+
+/* Both. */
 static inline void
 changes_set_durable (struct changes *changes, uint64_t number)
 {
+  changes_set_synced (changes, number);
   atomic_store_explicit (&changes->nr_durable, number, memory_order_release);
 }
 

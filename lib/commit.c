@@ -748,10 +748,12 @@ run_commit (struct commit *commit, uint64_t *covered)
     r = write_dirty_pages (commit, 0, commit->nr_pages);
   if (r == 0)
     r = sync_delta (commit);
-  if (r == 0)
-    r = filled;
   if (r < 0)
     return r;
+  if (filled < 0) {
+    changes_set_synced (commit->changes, *covered);
+    return filled;
+  }
   stats_add (commit->stats, STATS_COMMITS, 1);
   changes_set_durable (commit->changes, *covered);
   return 0;
@@ -765,7 +767,7 @@ lead (struct commit *commit)
   int r = run_commit (commit, &covered);
 
   group_end (&commit->group, covered, r);
-  if (r == 0)
+  if (changes_are_synced (commit->changes, covered))
     call (commit, commit->hooks.committed);
   return r;
 }

@@ -49,7 +49,7 @@ struct commit_hooks {
   void (*put_off) (void *opaque);
   /* There are unstable entries. */
   void (*unstable) (void *opaque);
-  /* A commit has ended well. */
+  /* A commit has ended well, but for copies that could not be made whole. */
   void (*committed) (void *opaque);
   /* Fill in what was begun before.  The one that may block; from whoever commits.
    * Returns 0 or a negative errno, to be that of the commit, which goes on.

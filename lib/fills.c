@@ -115,6 +115,7 @@ fills_init (struct fills *fills, const struct chain *chain, struct map *map,
     .chain = chain,
     .map = map,
     .stats = stats,
+    .log = options->log,
     .lazy = options->lazy,
     .max = (unsigned) CLAMP (MAX_BYTES / size, MIN_FILLS, MAX_FILLS),
     .news = options->news,
@@ -206,6 +207,18 @@ new_fill (struct fills *fills, uint64_t cluster, uint64_t word,
   return fill;
 }
 
+/* Only a hint: others come and go. */
+static bool
+is_full (struct fills *fills)
+{
+  bool full;
+
+  pthread_mutex_lock (&fills->lock);
+  full = fills->queue.length >= fills->max;
+  pthread_mutex_unlock (&fills->lock);
+  return full;
+}
+
 /* In case of a doubt, no space is reserved. */
 static bool
 is_reserved (const struct fills *fills)
@@ -222,7 +235,7 @@ fills_begin (struct fills *fills, uint64_t cluster, uint64_t word,
   bool admitted;
 
   if (!fills->lazy || copy_may_clone (chain_delta (fills->chain, word))
-      || !is_reserved (fills))
+      || !is_reserved (fills) || is_full (fills))
     return NULL;
   fill = new_fill (fills, cluster, word, entry);
   pthread_mutex_lock (&fills->lock);
@@ -449,21 +462,24 @@ fills_write (struct fills *fills, const void *buf, size_t length,
   return r;
 }
 
-void
+bool
 fills_trim (struct fills *fills, uint64_t length, uint64_t offset)
 {
   struct fill *fill = lock (fills, offset, false);
   struct range range;
+  bool given_up;
 
   if (!fill)
-    return;
+    return true;
   range = range_in_cluster (fill, length, offset);
-  if (!fill->soiled && !target_of (fill)->no_holes)
+  given_up = !fill->soiled && !target_of (fill)->no_holes;
+  if (given_up)
     set_there (fill,
                (range.from + FORMAT_SECTOR_SIZE - 1) / FORMAT_SECTOR_SIZE,
                range.to / FORMAT_SECTOR_SIZE);
   unlock (fills, fill);
   put (fill);
+  return given_up;
 }
 
 /* What the lower delta has; behind its end nothing. */
@@ -564,11 +580,30 @@ next_fill (struct fills *fills, uint64_t after, uint64_t last, bool again)
   return found;
 }
 
+/* R is how filling it in has ended.  That it fails is told once, until all goes
+ * well again.
+ */
 static void
-set_failed (struct fills *fills, struct fill *fill, bool failed)
+set_result (struct fills *fills, struct fill *fill, int r)
+{
+  bool news;
+
+  pthread_mutex_lock (&fills->lock);
+  fill->failed = r < 0;
+  news = r < 0 && !fills->warned;
+  fills->warned = fills->warned || r < 0;
+  pthread_mutex_unlock (&fills->lock);
+  if (news)
+    log_warning (fills->log, "%s: a cluster that was copied lazily cannot be "
+                 "completed from %s: %s: flushes fail as long as that is so",
+                 target_of (fill)->path, fill->source->path, g_strerror (-r));
+}
+
+static void
+all_went_well (struct fills *fills)
 {
   pthread_mutex_lock (&fills->lock);
-  fill->failed = failed;
+  fills->warned = false;
   pthread_mutex_unlock (&fills->lock);
 }
 
@@ -577,11 +612,13 @@ fills_work (struct fills *fills)
 {
   struct fill *fill = next_fill (fills, 0, UINT64_MAX, false);
   bool more;
+  int r;
 
   if (!fill)
     return false;
-  if (work_on (fills, fill) < 0)
-    set_failed (fills, fill, true);
+  r = work_on (fills, fill);
+  if (r < 0)
+    set_result (fills, fill, r);
   put (fill);
   fill = next_fill (fills, 0, UINT64_MAX, false);
   more = fill != NULL;
@@ -598,8 +635,14 @@ complete (struct fills *fills, struct fill *fill)
   do
     r = work_on (fills, fill);
   while (r == 0);
-  set_failed (fills, fill, r < 0);
+  set_result (fills, fill, r);
   return MIN (r, 0);
+}
+
+static bool
+is_silent (const struct fill *fill)
+{
+  return fill->source->remote && remote_is_lost (fill->source->remote);
 }
 
 /* What fails must not keep the others from being filled in.  But a server that
@@ -624,12 +667,14 @@ fills_complete (struct fills *fills)
     serial = fill->serial;
     if (fill->source != silent)
       r = complete (fills, fill);
-    if (r < 0 && fill->source->remote)
+    if (r < 0 && is_silent (fill))
       silent = fill->source;
-    if (r < 0)
+    if (r < 0 && result == 0)
       result = r;
     put (fill);
   }
+  if (result == 0)
+    all_went_well (fills);
   return result;
 }
 

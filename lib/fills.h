@@ -18,12 +18,12 @@
  *     lower delta has it, too, so it is never unmapped.
  *
  * Each fill has a lock of its own, which readers share.  Who fills holds it for a
- * piece at a time, so that requests to the same cluster have their turn; several
- * may fill the same one.
+ * piece at a time; several may fill the same one.
  *
  *   function         may be called from           blocks
  *   fills_begin      the cluster's owner          no
- *   fills_read ...   any thread, inside the gate  while a piece is copied
+ *   fills_read ...   any thread, inside the gate  while a piece is copied, and to
+ *                                                 read below itself
  *   fills_work       a runner                     likewise, for one piece
  *   fills_complete   any thread, not inside       until all is copied, or the
  *   fills_stop       the gate                     lower delta cannot be read
@@ -47,6 +47,7 @@ struct fills {
   const struct chain *chain;
   struct map *map;
   struct stats *stats;
+  const struct log *log;
   bool lazy;                    /* else there never is a fill */
   unsigned max;                 /* fills at a time */
   void (*news) (void *opaque);
@@ -57,12 +58,14 @@ struct fills {
   GQueue queue;                 /* the same, oldest first */
   uint64_t last_serial, seen_serial;
   bool stopped;
+  bool warned;                  /* that one could not be filled in; since all were */
 };
 
 struct fill;
 
 struct fills_options {
   bool lazy;
+  const struct log *log;        /* outlives the fills */
   /* There is something for fills_work.  From any thread; must not block. */
   void (*news) (void *opaque);
   void *opaque;
@@ -118,9 +121,10 @@ int fills_write (struct fills *fills, const void *buf, size_t length,
                  uint64_t offset);
 
 /* These bytes are given up: of whole sectors what is not there yet need not be
- * copied, and reads as zeros.
+ * copied, and reads as zeros.  Returns false when they had better not be punched:
+ * they will be copied all the same.
  */
-void fills_trim (struct fills *fills, uint64_t length, uint64_t offset);
+bool fills_trim (struct fills *fills, uint64_t length, uint64_t offset);
 
 /* ---- Filling ----------------------------------------------------------- */
 

@@ -2,9 +2,9 @@
 
 /* Work in the background: see flusher.h.
  *
- * The loop has one async watcher, which others ring after they have set a bit
- * that says why, and five timers, which only the loop's thread touches.  What
- * is asked for twice before it is done is done once.
+ * Others set a bit that says what they want, and ask the loop's thread to look;
+ * there are five timers, which only that thread touches.  What is asked for twice
+ * before it is done is done once.
  *
  * The hard part is space.  Whoever waits for it has found neither a fresh
  * cluster nor room to extend the file.  Freed clusters are the nearest hope, but
@@ -18,7 +18,7 @@
 #include <errno.h>
 
 #include "flusher.h"
-#include "thread.h"
+#include "rcu.h"
 
 /* How often to look for space, and to try again what failed. */
 #define RETRY_SECONDS 1.
@@ -38,10 +38,10 @@ flusher_ask (struct flusher *flusher, enum flusher_work work)
 {
   if (!flusher->loop)
     return;
-  /* Release: pairs with the acquire in on_wake. */
+  /* Release: pairs with the acquire in work. */
   if (!(atomic_fetch_or_explicit (&flusher->work, work, memory_order_acq_rel)
         & work))
-    ev_async_send (flusher->loop, &flusher->wake);
+    loop_ask (flusher->loop, &flusher->client);
 }
 
 bool
@@ -127,9 +127,9 @@ start_timer (struct flusher *flusher, ev_timer *timer, double seconds)
   if (ev_is_active (timer))
     return;
   /* The loop's idea of now is from before it slept. */
-  ev_now_update (flusher->loop);
+  ev_now_update (flusher->loop->ev);
   ev_timer_set (timer, seconds, 0.);
-  ev_timer_start (flusher->loop, timer);
+  ev_timer_start (flusher->loop->ev, timer);
 }
 
 /* Bring back what was freed without waiting for anybody's commit: it takes one
@@ -144,7 +144,8 @@ hurry (struct flusher *flusher)
 
     alloc_scrub (flusher->alloc);
     r = commit_flush (flusher->commit);
-    if (r < 0)
+    /* A copy that cannot be made whole keeps nobody's space. */
+    if (r < 0 && commit_has_failed (flusher->commit))
       return r;
   }
   alloc_scrub (flusher->alloc);
@@ -192,7 +193,6 @@ flusher_give_up (struct flusher *flusher)
 {
   pthread_mutex_lock (&flusher->lock);
   flusher->hopeless = true;
-  pthread_cond_broadcast (&flusher->changed);
   pthread_mutex_unlock (&flusher->lock);
   resume (flusher, true, -ENOSPC);
 }
@@ -252,15 +252,16 @@ punch_parts (struct flusher *flusher)
     start_timer (flusher, &flusher->trim_timer, 0.);
 }
 
-/* Before and after all that touches the file. */
-static void
+/* Before and after all that touches the file.  Who is held does nothing: what was
+ * asked for stays, until flusher_release.
+ */
+static bool
 begin_work (struct flusher *flusher)
 {
   pthread_mutex_lock (&flusher->lock);
-  while (flusher->nr_holds > 0 && !flusher->hopeless)
-    pthread_cond_wait (&flusher->changed, &flusher->lock);
-  flusher->busy = true;
+  flusher->busy = flusher->nr_holds == 0 || flusher->hopeless;
   pthread_mutex_unlock (&flusher->lock);
+  return flusher->busy;
 }
 
 static void
@@ -285,93 +286,115 @@ flusher_hold (struct flusher *flusher)
 void
 flusher_release (struct flusher *flusher)
 {
+  bool free;
+
   pthread_mutex_lock (&flusher->lock);
-  flusher->nr_holds--;
-  pthread_cond_broadcast (&flusher->changed);
+  free = --flusher->nr_holds == 0;
   pthread_mutex_unlock (&flusher->lock);
+  if (free && flusher->loop)
+    loop_ask (flusher->loop, &flusher->client);
 }
 
 static void
-do_work (struct flusher *flusher, unsigned work)
+do_work (struct flusher *flusher, unsigned asked)
 {
-  if (work & FLUSHER_EXTEND)
+  if (asked & FLUSHER_EXTEND)
     extend (flusher);
-  if (work & FLUSHER_RECLAIM)
+  if (asked & FLUSHER_RECLAIM)
     reclaim (flusher);
-  if (work & (FLUSHER_SCRUB | FLUSHER_RECLAIM))
+  if (asked & (FLUSHER_SCRUB | FLUSHER_RECLAIM))
     alloc_scrub (flusher->alloc);
-  if (work & FLUSHER_TRIM)
+  if (asked & FLUSHER_TRIM)
     start_timer (flusher, &flusher->trim_timer, TRIM_SECONDS);
-  if (work & (FLUSHER_SCRUB | FLUSHER_SPACE))
+  if (asked & (FLUSHER_SCRUB | FLUSHER_SPACE))
     find_space (flusher);
-  if (work & FLUSHER_WRITE_BACK)
+  if (asked & FLUSHER_WRITE_BACK)
     write_back (flusher);
-  if (work & FLUSHER_COMMIT)
+  if (asked & FLUSHER_TRIM_NOW)
+    punch_parts (flusher);
+  if (asked & FLUSHER_COMMIT)
     start_timer (flusher, &flusher->commit_timer, flusher->copy_delay / 1000.);
-  if (work & FLUSHER_FILL)
+  if (asked & FLUSHER_COMMIT_NOW)
+    commit_copies (flusher);
+  if (asked & FLUSHER_FILL)
     start_timer (flusher, &flusher->fill_timer, FILL_SECONDS);
-  if (work & FLUSHER_LEAD)
+  if (asked & FLUSHER_LEAD)
     commit_lead (flusher->commit);
 }
 
 static void
-on_wake (struct ev_loop *loop, ev_async *watcher, int events)
+stop_timers (struct flusher *flusher)
 {
-  struct flusher *flusher = watcher->data;
-  unsigned work;
+  struct ev_loop *ev = flusher->loop->ev;
 
-  (void) events;
-  begin_work (flusher);
+  ev_timer_stop (ev, &flusher->commit_timer);
+  ev_timer_stop (ev, &flusher->write_back_timer);
+  ev_timer_stop (ev, &flusher->retry_timer);
+  ev_timer_stop (ev, &flusher->trim_timer);
+  ev_timer_stop (ev, &flusher->fill_timer);
+}
+
+/* What was asked for, also by timers. */
+static void
+work (struct flusher *flusher)
+{
+  if (!begin_work (flusher))
+    return;
   /* Acquire: pairs with the release in flusher_ask. */
-  work = atomic_exchange_explicit (&flusher->work, 0, memory_order_acq_rel);
-  do_work (flusher, work);
+  do_work (flusher, atomic_exchange_explicit (&flusher->work, 0,
+                                              memory_order_acq_rel));
   end_work (flusher);
-  if (work & FLUSHER_STOP)
-    ev_break (loop, EVBREAK_ALL);
 }
 
 static void
-on_commit_timer (struct ev_loop *loop, ev_timer *timer, int events)
+run (struct loop_client *client, bool leaving)
 {
-  struct flusher *flusher = timer->data;
+  struct flusher *flusher = caa_container_of (client, struct flusher, client);
 
-  (void) loop;
+  work (flusher);
+  if (leaving)
+    stop_timers (flusher);
+}
+
+/* The time for some work has come. */
+static void
+on_due (struct flusher *flusher, enum flusher_work due)
+{
+  atomic_fetch_or_explicit (&flusher->work, due, memory_order_acq_rel);
+  work (flusher);
+}
+
+static void
+on_commit_timer (struct ev_loop *ev, ev_timer *timer, int events)
+{
+  (void) ev;
   (void) events;
-  begin_work (flusher);
-  commit_copies (flusher);
-  end_work (flusher);
+  on_due (timer->data, FLUSHER_COMMIT_NOW);
 }
 
 static void
-on_write_back_timer (struct ev_loop *loop, ev_timer *timer, int events)
+on_write_back_timer (struct ev_loop *ev, ev_timer *timer, int events)
 {
-  struct flusher *flusher = timer->data;
-
-  (void) loop;
+  (void) ev;
   (void) events;
-  begin_work (flusher);
-  write_back (flusher);
-  end_work (flusher);
+  on_due (timer->data, FLUSHER_WRITE_BACK);
 }
 
 static void
-on_trim_timer (struct ev_loop *loop, ev_timer *timer, int events)
+on_trim_timer (struct ev_loop *ev, ev_timer *timer, int events)
 {
-  struct flusher *flusher = timer->data;
-
-  (void) loop;
+  (void) ev;
   (void) events;
-  begin_work (flusher);
-  punch_parts (flusher);
-  end_work (flusher);
+  on_due (timer->data, FLUSHER_TRIM_NOW);
 }
 
+/* Does not touch the file. */
 static void
-on_fill_timer (struct ev_loop *loop, ev_timer *timer, int events)
+on_fill_timer (struct ev_loop *ev, ev_timer *timer, int events)
 {
   struct flusher *flusher = timer->data;
 
-  (void) loop;
+  (void) ev;
   (void) events;
   if (flusher->fill && flusher->fill (flusher->fill_opaque))
     start_timer (flusher, timer, FILL_SECONDS);
@@ -379,11 +402,11 @@ on_fill_timer (struct ev_loop *loop, ev_timer *timer, int events)
 
 /* With enospc=wait there may be space now: all who wait look for themselves. */
 static void
-on_retry_timer (struct ev_loop *loop, ev_timer *timer, int events)
+on_retry_timer (struct ev_loop *ev, ev_timer *timer, int events)
 {
   struct flusher *flusher = timer->data;
 
-  (void) loop;
+  (void) ev;
   (void) events;
   if (flusher->give_up && flusher->give_up (flusher->give_up_opaque))
     flusher_give_up (flusher);
@@ -416,39 +439,24 @@ flusher_init (struct flusher *flusher, struct alloc *alloc,
   pthread_cond_init (&flusher->changed, NULL);
 }
 
-static void *
-run (void *opaque)
+static void
+init_timer (struct flusher *flusher, ev_timer *timer,
+            void (*on_time) (struct ev_loop *, ev_timer *, int))
 {
-  struct flusher *flusher = opaque;
-
-  ev_run (flusher->loop, 0);
-  return NULL;
+  ev_timer_init (timer, on_time, 0., 0.);
+  timer->data = flusher;
 }
 
-int
-flusher_start (struct flusher *flusher)
+void
+flusher_start (struct flusher *flusher, struct loop *loop)
 {
-  int r;
-
-  flusher->loop = ev_loop_new (EVFLAG_AUTO | EVFLAG_NOENV);
-  if (!flusher->loop)
-    return -ENOMEM;
-  ev_async_init (&flusher->wake, on_wake);
-  ev_timer_init (&flusher->commit_timer, on_commit_timer, 0., 0.);
-  ev_timer_init (&flusher->write_back_timer, on_write_back_timer, 0., 0.);
-  ev_timer_init (&flusher->retry_timer, on_retry_timer, 0., 0.);
-  ev_timer_init (&flusher->trim_timer, on_trim_timer, 0., 0.);
-  ev_timer_init (&flusher->fill_timer, on_fill_timer, 0., 0.);
-  flusher->wake.data = flusher->commit_timer.data =
-    flusher->write_back_timer.data = flusher->retry_timer.data =
-    flusher->trim_timer.data = flusher->fill_timer.data = flusher;
-  ev_async_start (flusher->loop, &flusher->wake);
-  r = thread_start (&flusher->thread, "ploop-flush", run, flusher);
-  if (r < 0) {
-    ev_loop_destroy (flusher->loop);
-    flusher->loop = NULL;
-  }
-  return r;
+  init_timer (flusher, &flusher->commit_timer, on_commit_timer);
+  init_timer (flusher, &flusher->write_back_timer, on_write_back_timer);
+  init_timer (flusher, &flusher->retry_timer, on_retry_timer);
+  init_timer (flusher, &flusher->trim_timer, on_trim_timer);
+  init_timer (flusher, &flusher->fill_timer, on_fill_timer);
+  loop_client_init (&flusher->client, run);
+  flusher->loop = loop;
 }
 
 void
@@ -457,15 +465,12 @@ flusher_stop (struct flusher *flusher)
   if (!flusher->loop)
     return;
   flusher_give_up (flusher);
-  flusher_ask (flusher, FLUSHER_STOP);
-  pthread_join (flusher->thread, NULL);
+  loop_leave (flusher->loop, &flusher->client);
 }
 
 void
 flusher_destroy (struct flusher *flusher)
 {
-  if (flusher->loop)
-    ev_loop_destroy (flusher->loop);
   flusher->loop = NULL;
   pthread_mutex_destroy (&flusher->lock);
   pthread_cond_destroy (&flusher->changed);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 
-/* What an image does by itself, in the background: one libev loop in a thread
- * of its own.
+/* What an image does by itself, in the background, on the thread of a loop that it
+ * may share with others (loop.h).
  *
  *   extend       fresh clusters are few: the file grows ahead of need
  *   scrub        freed clusters go a step on
@@ -14,7 +14,7 @@
  *   space        somebody waits for it: freed clusters are hurried on, and
  *                with enospc=wait it is looked for again and again
  *
- * When there is nothing to do, the thread sleeps without a timer.
+ * When there is nothing to do, there is no timer.
  */
 
 #ifndef PLOOP_LIB_FLUSHER_H
@@ -29,6 +29,7 @@
 #include "alloc.h"
 #include "commit.h"
 #include "error.h"
+#include "loop.h"
 #include "stats.h"
 #include "trims.h"
 
@@ -54,9 +55,8 @@ struct flusher {
   bool (*give_up) (void *opaque);
   void *give_up_opaque;
 
-  struct ev_loop *loop;         /* NULL: not started */
-  pthread_t thread;
-  ev_async wake;
+  struct loop *loop;            /* NULL: not started */
+  struct loop_client client;
   bool (*fill) (void *opaque);
   void *fill_opaque;
   ev_timer commit_timer, write_back_timer, retry_timer, trim_timer, fill_timer;
@@ -68,7 +68,7 @@ struct flusher {
   uint64_t nr_returned;         /* the alloc's, when last looked at; the thread's */
   unsigned nr_holds;
   bool busy;                    /* the thread is at work */
-  pthread_cond_t changed;       /* one of the two */
+  pthread_cond_t changed;       /* it is so no longer */
 };
 
 enum flusher_work {
@@ -81,7 +81,8 @@ enum flusher_work {
   FLUSHER_RECLAIM = 64,
   FLUSHER_TRIM = 128,
   FLUSHER_FILL = 256,
-  FLUSHER_STOP = 512,
+  FLUSHER_COMMIT_NOW = 512,     /* the flusher's own */
+  FLUSHER_TRIM_NOW = 1024,      /* likewise */
 };
 
 struct flusher_options {
@@ -102,8 +103,8 @@ void flusher_init (struct flusher *flusher, struct alloc *alloc,
                    struct stats *stats, const struct log *log,
                    const struct flusher_options *options);
 
-/* Start the thread.  Returns 0 or a negative errno. */
-int flusher_start (struct flusher *flusher);
+/* Work on LOOP, which is started and outlives FLUSHER. */
+void flusher_start (struct flusher *flusher, struct loop *loop);
 
 /* Ask for some work.  From any thread, until flusher_destroy; does not block.
  */
@@ -120,13 +121,13 @@ bool flusher_may_wait (const struct flusher *flusher);
 /* Let all who wait for space, and those who will, give up. */
 void flusher_give_up (struct flusher *flusher);
 
-/* Let the thread finish what it is at, and begin nothing else.  Not from the
- * thread itself.  Calls nest.
+/* Let it finish what it is at, and begin nothing else.  Not from the loop's thread.
+ * Calls nest.
  */
 void flusher_hold (struct flusher *flusher);
 void flusher_release (struct flusher *flusher);
 
-/* End the thread, held or not.  Nobody may wait. */
+/* Finish what it is at and do nothing any more, held or not.  Nobody may wait. */
 void flusher_stop (struct flusher *flusher);
 
 void flusher_destroy (struct flusher *flusher);

@@ -287,7 +287,7 @@ scrub_batch (struct freed *freed, struct freed_batch *batch, freed_back *back,
   const int step = atomic_load_explicit (&batch->step, memory_order_acquire);
 
   if (step == BATCH_IN_USE
-      || !changes_are_durable (freed->changes, batch->change))
+      || !changes_are_synced (freed->changes, batch->change))
     return false;
   if (step == BATCH_SETTLED) {
     punch_batch (freed, batch);

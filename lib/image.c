@@ -226,6 +226,36 @@ ask_to_fill (void *opaque)
   flusher_ask (&disk->flusher, FLUSHER_FILL);
 }
 
+/* A job of ours, beside requests: image_stop waits for all of them. */
+static void
+begin_job (struct image *image, struct runner_job *job, unsigned index,
+           void (*run) (struct runner_job *, unsigned))
+{
+  pthread_mutex_lock (&image->job_lock);
+  image->nr_jobs++;
+  pthread_mutex_unlock (&image->job_lock);
+  job->run = run;
+  runner_submit (image->disk.runners, index, job);
+}
+
+static void
+end_job (struct image *image)
+{
+  pthread_mutex_lock (&image->job_lock);
+  image->nr_jobs--;
+  pthread_cond_broadcast (&image->job_ended);
+  pthread_mutex_unlock (&image->job_lock);
+}
+
+static void
+wait_for_jobs (struct image *image)
+{
+  pthread_mutex_lock (&image->job_lock);
+  while (image->nr_jobs > 0)
+    pthread_cond_wait (&image->job_ended, &image->job_lock);
+  pthread_mutex_unlock (&image->job_lock);
+}
+
 static int
 complete_fills (void *opaque)
 {
@@ -240,10 +270,12 @@ fill_behind (struct runner_job *job, unsigned index)
 {
   struct image *image = caa_container_of (job, struct image, fill);
 
-  if (!atomic_load (&image->stopped) && fills_work (&image->disk.fills))
-    runner_submit (&image->disk.runners, index, job);
-  else
-    atomic_store (&image->filling, false);
+  if (!atomic_load (&image->stopped) && fills_work (&image->disk.fills)) {
+    runner_submit (image->disk.runners, index, job);
+    return;
+  }
+  atomic_store (&image->filling, false);
+  end_job (image);
 }
 
 /* The flusher's.  Returns true to be called again. */
@@ -251,13 +283,12 @@ static bool
 begin_filling (void *opaque)
 {
   struct image *image = opaque;
-  struct runners *runners = &image->disk.runners;
 
   if (!fills_are_due (&image->disk.fills)
       || atomic_exchange (&image->filling, true))
     return true;
-  image->fill.run = fill_behind;
-  runner_submit (runners, image->filler++ % runners->nr, &image->fill);
+  begin_job (image, &image->fill, image->filler++ % image->disk.runners->nr,
+             fill_behind);
   return false;
 }
 
@@ -294,6 +325,7 @@ prepare_writing (struct image *image,
   };
   const struct fills_options fills_options = {
     .lazy = image->options.copy_on_write == PLOOP_COPY_LAZY,
+    .log = &image->log,
     .news = ask_to_fill,
     .opaque = disk,
   };
@@ -406,12 +438,15 @@ image_free (struct image *image)
   fills_destroy (&image->disk.fills);
   alloc_destroy (&image->disk.alloc);
   flusher_destroy (&image->disk.flusher);
+  engine_destroy (&image->own);
   submit_destroy (&image->submit);
   gate_destroy (&image->disk.gate);
   commit_destroy (&image->disk.commit);
   map_destroy (&image->disk.map);
   stats_free (image->disk.stats);
   chain_close (&image->disk.chain);
+  pthread_mutex_destroy (&image->job_lock);
+  pthread_cond_destroy (&image->job_ended);
   g_free (image);
 }
 
@@ -432,6 +467,8 @@ image_open (const struct location *location,
     g_free (image);
     return NULL;
   }
+  pthread_mutex_init (&image->job_lock, NULL);
+  pthread_cond_init (&image->job_ended, NULL);
   image->disk.delta = chain_top (&image->disk.chain);
   describe_levels (&image->disk.chain, &image->log);
   init_engine (image);
@@ -464,11 +501,13 @@ forget_cached (struct runner_job *job, unsigned index)
   struct image *image = caa_container_of (job, struct image, forget);
   const struct delta *delta = image->disk.delta;
 
-  if (image->forgotten >= delta->file_size || atomic_load (&image->stopped))
+  if (image->forgotten >= delta->file_size || atomic_load (&image->stopped)) {
+    end_job (image);
     return;
+  }
   delta_forget_cached (delta, FORGET_BYTES, image->forgotten);
   image->forgotten += FORGET_BYTES;
-  runner_submit (&image->disk.runners, index, job);
+  runner_submit (image->disk.runners, index, job);
 }
 
 /* What was read or written through the page cache before. */
@@ -477,27 +516,31 @@ start_forgetting (struct image *image)
 {
   if (!image->disk.delta->direct || image_is_read_only (image))
     return;
-  image->forget.run = forget_cached;
-  runner_submit (&image->disk.runners, 0, &image->forget);
+  begin_job (image, &image->forget, 0, forget_cached);
 }
 
 int
 image_start (struct image *image, GError **error)
 {
   struct disk *disk = &image->disk;
-  int r;
+  ploop_engine *engine = image->options.engine;
+  int r = 0;
 
   if (image->started)
     return 0;
-  r = runners_start (&disk->runners, image->options.runners);
-  if (r == 0 && !image_is_read_only (image))
-    r = flusher_start (&disk->flusher);
+  if (!engine) {
+    engine = &image->own;
+    r = engine_start (engine, image->options.runners,
+                      !image_is_read_only (image));
+  }
   if (r < 0) {
-    runners_stop (&disk->runners);
     error_set_system (error, r, "%s: threads cannot be started",
                       disk->delta->path);
     return -1;
   }
+  disk->runners = &engine->runners;
+  if (!image_is_read_only (image))
+    flusher_start (&disk->flusher, &engine->loop);
   image->started = true;
   start_forgetting (image);
   return 0;
@@ -506,23 +549,26 @@ image_start (struct image *image, GError **error)
 /* ---- Closing ----------------------------------------------------------- */
 
 /* Let every request that was accepted end, and no other begin.  What was written
- * to lazy copies is filled in as long as a server below is still asked; whatever
- * cannot be, the last flush tells.
+ * to lazy copies is filled in as long as a server below is still asked; what cannot
+ * be makes the last flush fail.  Returns 0, or why it could not be.
  */
-static void
+static int
 stop_requests (struct image *image)
 {
   struct disk *disk = &image->disk;
+  int r = 0;
 
   gate_close (&disk->gate);
   flusher_give_up (&disk->flusher);
   if (!image_is_read_only (image))
-    fills_stop (&disk->fills);
+    r = fills_stop (&disk->fills);
   chain_stop (&disk->chain);
   submit_drain (&image->submit);
-  /* It submits to the runners. */
+  /* It begins jobs. */
   flusher_stop (&disk->flusher);
-  runners_stop (&disk->runners);
+  wait_for_jobs (image);
+  engine_stop (&image->own);
+  return r;
 }
 
 /* Leave the file as one that was closed.  Returns 0 or a negative errno. */
@@ -556,14 +602,17 @@ finish (struct disk *disk)
 int
 image_stop (struct image *image, GError **error)
 {
-  int r = 0;
+  int filled = 0, r = 0;
 
   if (atomic_exchange (&image->stopped, true))
     return 0;
   if (image->started)
-    stop_requests (image);
+    filled = stop_requests (image);
   if (!image_is_read_only (image))
     r = finish (&image->disk);
+  /* What it was that failed: by now the server below is not asked any more. */
+  if (r < 0 && filled < 0)
+    r = filled;
   if (r < 0)
     error_set_system (error, r, "%s: could not be closed and stays marked as "
                       "in use; what was written since the last flush may be "

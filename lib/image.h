@@ -13,6 +13,7 @@
 
 #include <glib.h>
 
+#include "engine.h"
 #include "error.h"
 #include "location.h"
 #include "submit.h"
@@ -22,11 +23,15 @@ struct image {
   struct submit submit;
   struct ploop_open_options options;
   struct log log;
+  ploop_engine own;             /* if it has no other one */
   struct runner_job forget;     /* the page cache, piece by piece */
   uint64_t forgotten;           /* bytes of the file */
   struct runner_job fill;       /* what was copied lazily, piece by piece */
   _Atomic bool filling;         /* it is queued, or runs */
   unsigned filler;              /* the runner that fills next; the flusher's */
+  pthread_mutex_t job_lock;     /* for: */
+  unsigned nr_jobs;             /* forget, fill: queued, or running */
+  pthread_cond_t job_ended;
   bool started;
   _Atomic bool stopped;
 };

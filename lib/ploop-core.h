@@ -48,6 +48,9 @@ GQuark ploop_error_quark (void);
 
 typedef struct ploop_image ploop_image;
 
+/* The threads that images work with. */
+typedef struct ploop_engine ploop_engine;
+
 enum ploop_log_level {
   PLOOP_LOG_DEBUG,              /* for whoever looks for a fault */
   PLOOP_LOG_WARNING,            /* the user should know; service goes on */
@@ -126,8 +129,10 @@ struct ploop_open_options {
   enum ploop_discard discard;   /* unmap */
   enum ploop_detect_zeroes detect_zeroes;       /* off */
   enum ploop_copy_on_write copy_on_write;       /* eager */
+  ploop_engine *engine;         /* threads that are there already, for many images;
+                                   NULL: the image starts its own */
   unsigned runners;             /* worker threads, 1 to PLOOP_MAX_RUNNERS; 0: one
-                                   a CPU */
+                                   a CPU; not with an engine */
   uint64_t prealloc;            /* bytes that one extension adds, at most
                                    PLOOP_MAX_PREALLOC; 0: 128 MiB */
   unsigned copy_delay;          /* ms until copied clusters are committed without
@@ -184,8 +189,8 @@ struct ploop_open_options {
  * Opening changes nothing in the file.  The image is marked as in use on disk
  * by the first request that changes it.
  *
- * Starts threads: runners named ploop-run-N and a flusher named ploop-flush,
- * with all signals blocked.  A process that forks after this must not use
+ * Starts threads, unless they are given: runners named ploop-run-N and a flusher
+ * named ploop-flush, with all signals blocked.  A process that forks after this must not use
  * the image in the child; one that has to, sets defer_start.
  *
  * Returns NULL and sets ERROR when the file cannot be opened or locked, or is
@@ -194,6 +199,19 @@ struct ploop_open_options {
 ploop_image *ploop_open (const char *path,
                          const struct ploop_open_options *options,
                          GError **error);
+
+/* Start threads for any number of images: runners, named ploop-run-N, one a CPU if
+ * NR_RUNNERS is 0, and a flusher for all, named ploop-flush; with all signals
+ * blocked, after a fork if there is one.  With hundreds of images that is what
+ * keeps them apart from hundreds of threads each; what one of them waits for (a
+ * disk, a server) the others may have to wait for, too.
+ *
+ * Returns NULL and sets ERROR when that is too many, or they cannot be started.
+ */
+ploop_engine *ploop_engine_new (unsigned nr_runners, GError **error);
+
+/* End them, when all images that use them are closed.  NULL is ignored. */
+void ploop_engine_free (ploop_engine *engine);
 
 /* Start the threads of an image that was opened with defer_start, once, before
  * its first request.

@@ -10,6 +10,7 @@
 
 #include <errno.h>
 
+#include "engine.h"
 #include "image.h"
 #include "parts.h"
 
@@ -17,12 +18,6 @@
 #define DEFAULT_COPY_DELAY 500u /* ms */
 
 /* ---- Options ----------------------------------------------------------- */
-
-static unsigned
-default_runners (void)
-{
-  return MIN (g_get_num_processors (), PLOOP_MAX_RUNNERS);
-}
 
 static bool
 check_options (const struct ploop_open_options *options, const char *path,
@@ -61,7 +56,7 @@ with_defaults (const struct ploop_open_options *options)
   if (options)
     all = *options;
   if (all.runners == 0)
-    all.runners = default_runners ();
+    all.runners = engine_default_runners ();
   if (all.prealloc == 0)
     all.prealloc = DEFAULT_PREALLOC;
   if (all.copy_delay == 0)

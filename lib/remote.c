@@ -976,6 +976,17 @@ remote_open (const char *uri, const struct remote_options *options,
   return remote;
 }
 
+bool
+remote_is_lost (struct remote *remote)
+{
+  bool lost_now;
+
+  pthread_mutex_lock (&remote->lock);
+  lost_now = remote->lost || remote->stopped;
+  pthread_mutex_unlock (&remote->lock);
+  return lost_now;
+}
+
 void
 remote_stop (struct remote *remote)
 {

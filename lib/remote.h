@@ -95,4 +95,9 @@ int remote_pread (struct remote *remote, void *buf, size_t length,
 bool remote_next_data (struct remote *remote, uint64_t end, uint64_t *start,
                        uint64_t *stop);
 
+/* Did the last attempt to reach the server fail?  Then the next one takes long, too.
+ * From any thread.
+ */
+bool remote_is_lost (struct remote *remote);
+
 #endif /* PLOOP_LIB_REMOTE_H */

@@ -643,8 +643,9 @@ trim_piece (struct disk *disk, const struct extent *piece, uint64_t offset)
     return 0;
   if (!(piece->word & MAP_COVERS) && is_whole_cluster (disk, piece, offset))
     return unmap_cluster (disk, piece->cluster, piece->word);
-  if (piece->word & MAP_FILLING)
-    fills_trim (&disk->fills, piece->length, offset);
+  if ((piece->word & MAP_FILLING)
+      && !fills_trim (&disk->fills, piece->length, offset))
+    return 0;
   return trim_part (disk, piece, offset);
 }
 

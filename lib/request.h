@@ -41,7 +41,7 @@ struct disk {
   struct trims trims;
   struct fills fills;
   struct flusher flusher;
-  struct runners runners;
+  struct runners *runners;      /* once started */
   struct gate gate;
   struct stats *stats;
   enum ploop_discard discard;

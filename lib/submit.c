@@ -246,7 +246,7 @@ static void
 queue_part (struct work *work, unsigned index)
 {
   work->parts[index].job.run = run_part;
-  runner_submit (&work->submit->disk->runners, index,
+  runner_submit (work->submit->disk->runners, index,
                  &work->parts[index].job);
 }
 
@@ -317,7 +317,7 @@ do_part (struct work *work, unsigned index, bool *durable)
   struct submit *submit = work->submit;
   const ploop_request *request = request_of (work);
   const uint64_t stripe = submit->stripe;
-  const uint64_t round = stripe * submit->disk->runners.nr;
+  const uint64_t round = stripe * submit->disk->runners->nr;
   const uint64_t end = request->offset + request->length;
   /* The stripe of ours that begins last at or before the request. */
   uint64_t start = request->offset / round * round + index * stripe;
@@ -359,7 +359,7 @@ run_part (struct runner_job *job, unsigned index)
 static unsigned
 owners (const struct submit *submit, const ploop_request *request)
 {
-  const unsigned nr = submit->disk->runners.nr;
+  const unsigned nr = submit->disk->runners->nr;
   const uint64_t first = request->offset / submit->stripe;
   const uint64_t last =
     (request->offset + MAX (request->length, 1) - 1) / submit->stripe;

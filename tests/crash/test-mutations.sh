@@ -131,7 +131,7 @@ mutate quick trim-not-noted commit.c \
 # ---- Freed clusters ---------------------------------------------------------
 
 mutate slow reuse-at-once freed.c \
-  '/^scrub_batch/,/^}/ s/!changes_are_durable (.*))/false)/'
+  '/^scrub_batch/,/^}/ s/!changes_are_synced (.*))/false)/'
 mutate slow reuse-before-punch-durable freed.c \
   '/^scrub_batch/,/^}/ s/batch->change = changes_note/changes_note/'
 mutate quick reuse-without-punch freed.c \

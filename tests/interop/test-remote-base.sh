@@ -3,14 +3,14 @@
 
 # Proves that a base may be what another NBD server exports: it is read as it
 # is, and all writes stay here.  A server that is killed and started again costs
-# time, not data, neither read nor written; one that answers with errors, or
+# time, not data, neither read nor written, copied eagerly or lazily; one that answers with errors, or
 # with an export of another size, costs errors as long as it does, and never
 # what is wrong; and one that is not there is an error that says so.
 
 set -euo pipefail
 . "$abs_top_srcdir/tests/functions.sh"
 requires nbdkit nbdcopy nbdinfo qemu-io qemu-img sha256sum
-for plugin in file memory pattern; do
+for plugin in file memory pattern eval; do
   nbdkit "$plugin" --version > /dev/null 2>&1 || skip "no nbdkit-$plugin-plugin"
 done
 nbdkit --filter=error null --version > /dev/null 2>&1 ||
@@ -295,6 +295,75 @@ stop_nbdkit
   { cat "$tmp/check.log"; fail "ploop-img check"; }
 work
 expect_content "errors, opened again"
+stop_nbdkit
+stop_remote
+
+# ---- Copied lazily
+
+# Writes wait for nothing; flushes do, and tell what cannot be copied.
+say "lazily"
+cp --sparse=always "$tmp/base.raw" "$tmp/raw"
+new_top 10M
+start_remote --filter=error file "$tmp/base.raw" error-pread=EIO \
+  error-pread-rate=100% error-pread-file="$tmp/trigger"
+work copy-on-write=lazy copy-delay=3600000
+for round in 1 2; do
+  touch "$tmp/trigger"
+  writes=()
+  for ((c = round; c < 160; c += 9)); do
+    writes+=("write -P $((0x70 + round)) $((c * 64 + 3))k 1k")
+  done
+  io "${writes[@]}" "write -z $((round * 64 + 9))k 5k"
+  io_fails "write -f -P $((0x70 + round)) $((round * 64 + 3))k 1k"
+  io "read -P $((0x70 + round)) $((round * 64 + 3))k 1k"
+  rm "$tmp/trigger"
+  expect_content "lazily, round $round"
+  io flush
+done
+grep -q 'copied lazily.*Input/output error' "$nbdkit_log" ||
+  fail "no word of what could not be copied"
+# The server goes, and comes back before ours ends.
+stop_remote KILL
+io 'write -P 0x75 5000k 1k' 'write -P 0x76 6003k 1k'
+start_remote file "$tmp/base.raw"
+stop_nbdkit
+work
+expect_content "lazily, opened again"
+stop_nbdkit
+stop_remote
+
+# One place that cannot be read keeps nothing else from being copied.
+new_top 10M
+cat > "$tmp/pread.sh" <<END
+if [ \$4 -le 8192 ] && [ \$((\$4 + \$3)) -gt 8192 ]; then
+  echo EIO bad >&2
+  exit 1
+fi
+dd if="$tmp/base.raw" iflag=skip_bytes,count_bytes skip=\$4 count=\$3 bs=64k \
+  status=none
+END
+start_remote -r eval get_size="echo $((10 << 20))" pread=". $tmp/pread.sh"
+work copy-on-write=lazy copy-delay=3600000
+writes=()
+for ((c = 0; c < 160; c += 9)); do
+  writes+=("write -P 0x77 $((c * 64))k 512")
+done
+cp --sparse=always "$tmp/base.raw" "$tmp/raw"
+io "${writes[@]}"
+kill -TERM "$nbdkit_pid"
+wait_until _has_ended "$nbdkit_pid" || fail "the server does not end"
+wait "$nbdkit_pid" || :
+nbdkit_pid=
+grep -q 'top.hds: could not be closed.*Input/output error' "$nbdkit_log" ||
+  { cat "$nbdkit_log"; fail "no word of what is lost"; }
+stop_remote
+start_remote file "$tmp/base.raw"
+cp --sparse=always "$tmp/base.raw" "$tmp/raw"
+others=()
+for c in "${writes[@]:1}"; do others+=(-c "$c"); done
+qemu-io -f raw "${others[@]}" "$tmp/raw" > /dev/null
+work
+expect_content "lazily, beside what cannot be read"
 stop_nbdkit
 stop_remote
 

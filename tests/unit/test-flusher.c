@@ -41,6 +41,7 @@ struct bed {
   struct alloc alloc;
   struct commit commit;
   struct trims trims;
+  struct loop loop;
   struct flusher flusher;
   _Atomic unsigned nr_freed;
 };
@@ -147,14 +148,17 @@ set_up (struct bed *bed, struct settings settings)
   trims_init (&bed->trims, bed->delta, &bed->map, &bed->commit, &bed->alloc,
               &trims_options);
   fault_reset ();
-  ck_assert_int_eq (flusher_start (&bed->flusher), 0);
+  ck_assert_int_eq (loop_start (&bed->loop, "test-flush"), 0);
+  flusher_start (&bed->flusher, &bed->loop);
 }
 
 /* To look at what only the flusher's thread may touch. */
 static void
 stop (struct bed *bed)
 {
-  flusher_stop (&bed->flusher);
+  flusher_give_up (&bed->flusher);
+  loop_ask (&bed->loop, &bed->flusher.client);
+  loop_stop (&bed->loop);
 }
 
 static void
@@ -165,6 +169,7 @@ tear_down (struct bed *bed)
   trims_destroy (&bed->trims);
   alloc_destroy (&bed->alloc);
   flusher_destroy (&bed->flusher);
+  loop_destroy (&bed->loop);
   commit_destroy (&bed->commit);
   map_destroy (&bed->map);
   delta_close (bed->delta);

@@ -435,6 +435,64 @@ START_TEST (flush_tells_what_cannot_be_filled)
 }
 END_TEST
 
+START_TEST (space_comes_back_though_a_flush_fails)
+{
+  struct pair pair;
+
+  open_lazily (&pair);
+  put (&pair, 'x', SECTOR, 0);
+  fault_hook = nobody_reads;
+  for (unsigned i = 0; i < 1000 && statistics_of (&pair).nr_reuses == 0; i++) {
+    fill (pair.image, 1, 9);
+    ck_assert_int_eq (ploop_trim (pair.image, CLUSTER, CLUSTER, 0), 0);
+    ck_assert_int_eq (ploop_flush (pair.image), -EIO);
+    g_usleep (1000);
+  }
+  ck_assert_uint_gt (statistics_of (&pair).nr_reuses, 0);
+  close_lazily (&pair);
+}
+END_TEST
+
+static unsigned nr_warnings;
+
+static void
+count_warning (void *opaque, enum ploop_log_level level, const char *message)
+{
+  const char *path = opaque;
+
+  if (level == PLOOP_LOG_WARNING && strstr (message, path))
+    nr_warnings++;
+}
+
+START_TEST (failing_is_told_once)
+{
+  struct pair pair;
+  struct ploop_open_options options = {
+    .copy_delay = PLOOP_MAX_DELAY,
+    .copy_on_write = PLOOP_COPY_LAZY,
+    .log = count_warning,
+  };
+
+  open_lazily (&pair);
+  close_image (pair.image);
+  options.bases = pair.bases;
+  options.log_opaque = pair.lower;
+  pair.image = ploop_open (pair.top, &options, NULL);
+  ck_assert_ptr_nonnull (pair.image);
+  share_no_blocks (pair.image);
+  nr_warnings = 0;
+  put (&pair, 'x', SECTOR, 0);
+  put (&pair, 'x', SECTOR, STEP * CLUSTER);
+  fault_hook = nobody_reads;
+  ck_assert_int_eq (ploop_flush (pair.image), -EIO);
+  ck_assert_int_eq (ploop_flush (pair.image), -EIO);
+  ck_assert_uint_eq (nr_warnings, 1);
+  fault_hook = NULL;
+  ck_assert_int_eq (ploop_flush (pair.image), 0);
+  close_lazily (&pair);
+}
+END_TEST
+
 START_TEST (close_tells_what_cannot_be_filled)
 {
   g_autoptr (GError) error = NULL;
@@ -518,6 +576,8 @@ add_tests (TCase *tcase)
   tcase_add_test (tcase, where_blocks_can_be_shared_copies_are_eager);
   tcase_add_test (tcase, as_many_as_may_be_are_lazy);
   tcase_add_test (tcase, flush_tells_what_cannot_be_filled);
+  tcase_add_test (tcase, space_comes_back_though_a_flush_fails);
+  tcase_add_test (tcase, failing_is_told_once);
   tcase_add_test (tcase, close_tells_what_cannot_be_filled);
   tcase_add_loop_test (tcase, failed_write_leaves_nothing_behind, 0, 3);
 }
