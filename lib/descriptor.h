@@ -33,6 +33,9 @@
 
 #include "error.h"
 
+/* What the file is called. */
+#define DESCRIPTOR_FILE_NAME "DiskDescriptor.xml"
+
 /* The top delta, that the disk is written to, where ploop names it. */
 #define DESCRIPTOR_TOP_GUID "{5fbaabe3-6958-40ff-92a7-860e329aab41}"
 

@@ -49,7 +49,6 @@ location_undo (const struct location *location)
 
 /* ---- By a descriptor --------------------------------------------------- */
 
-#define DESCRIPTOR_NAME "DiskDescriptor.xml"
 
 /* Does the file begin as XML does? */
 static bool
@@ -81,7 +80,7 @@ location_descriptor (const char *path)
   if (stat (path, &st) == -1)
     return NULL;
   if (S_ISDIR (st.st_mode))
-    return g_build_filename (path, DESCRIPTOR_NAME, NULL);
+    return g_build_filename (path, DESCRIPTOR_FILE_NAME, NULL);
   return S_ISREG (st.st_mode) && looks_like_xml (path) ? g_strdup (path) : NULL;
 }
 

@@ -18,6 +18,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "descriptor.h"
 #include "lock.h"
 
 enum permission {
@@ -217,7 +218,7 @@ lock_descriptor_name (const char *path)
 {
   g_autofree char *directory = g_path_get_dirname (path);
 
-  return g_build_filename (directory, "DiskDescriptor.xml", NULL);
+  return g_build_filename (directory, DESCRIPTOR_FILE_NAME, NULL);
 }
 
 bool

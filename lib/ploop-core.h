@@ -602,6 +602,26 @@ void ploop_snapshot_free (struct ploop_snapshot *snapshot);
 GPtrArray *ploop_list_snapshots (const char *path, bool allow_outside,
                                  GError **error);
 
+/* The disks below DIRECTORY, however deep: by their names relative to it, sorted.
+ * A directory that holds a DiskDescriptor.xml is one disk, and nothing in it
+ * another; any other file that begins as an image does is one, too.  Links are not
+ * followed, and what cannot be read is left out.
+ *
+ * Reads the beginning of every file.  Returns an array of char *, for
+ * g_ptr_array_unref; or NULL with ERROR set when DIRECTORY cannot be read, or is a
+ * disk itself.
+ */
+GPtrArray *ploop_list_disks (const char *directory, GError **error);
+
+/* Where the disk NAME of that list lies (g_free), to be opened.  NAME may come from
+ * a stranger: nothing is found that lies elsewhere, or by any other name.  Whoever
+ * may rename directories there meanwhile is trusted.
+ *
+ * Returns NULL and sets ERROR when there is no such disk.
+ */
+char *ploop_find_disk (const char *directory, const char *name,
+                       GError **error);
+
 /* ---- Checking ---------------------------------------------------------- */
 
 enum ploop_finding {

@@ -1,45 +1,83 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 
-/* The server's exports: see exports.h. */
+/* The server's exports: see exports.h.
+ *
+ * Opening and closing take their time, and hundreds of disks may be at it at once.
+ * So neither is done with the lock held: an entry is busy meanwhile, and whoever
+ * wants it waits for that to end, and looks again.
+ */
 
 #include <config.h>
 
+#include <signal.h>
 #include <string.h>
 
 #include "exports.h"
 
-static struct export disk;
-static const char *disk_path;
-static struct ploop_open_options snapshot_options;
+/* An export that is open, or about to be. */
+struct entry {
+  struct export export;
+  char *name, *path;
+  char *given;                  /* as the client has written the name */
+  char *guid;                   /* of a snapshot: in the name; NULL: a disk */
+  struct entry *disk;           /* whose snapshot it is, and which is used for it */
+  unsigned nr_users;
+  bool busy;                    /* somebody opens or closes it */
+  gint64 idle_since;            /* with no users */
+};
 
-static GMutex lock;             /* for what follows, and nr_users */
-static GHashTable *snapshots;   /* struct export, by GUID */
+static struct exports_options options;
+static struct entry the_disk;   /* of a server of one disk */
+
+static GMutex lock;             /* for what follows, and entries */
+static GCond changed;           /* an entry is busy no longer, or idle; or ending */
+static GHashTable *entries;     /* struct entry, by name */
+static bool ending;
+static GThread *janitor;        /* closes what is idle */
 
 void
-exports_init (ploop_image *image, const char *path,
-              const struct ploop_open_options *options)
+exports_init (const struct exports_options *of)
 {
-  disk.image = image;
-  disk_path = path;
-  snapshot_options = *options;
-  snapshot_options.read_only = true;
-  snapshot_options.defer_start = false;
-  snapshot_options.bases = NULL;
-  snapshot_options.overlay = NULL;
-  snapshot_options.beside = image;
-  snapshots = g_hash_table_new (g_str_hash, g_str_equal);
+  options = *of;
+  the_disk.export = (struct export) { of->disk, of->path };
+  the_disk.path = (char *) of->path;
+  entries = g_hash_table_new (g_str_hash, g_str_equal);
+}
+
+/* ---- Names ------------------------------------------------------------- */
+
+static bool
+is_disk (const char *name)
+{
+  g_autofree char *path = ploop_find_disk (options.path, name, NULL);
+
+  return path != NULL;
+}
+
+/* Where in NAME a snapshot's GUID begins; NULL when it is a disk's.  Below a
+ * directory, what looks like a GUID may be the name of a disk.
+ */
+static char *
+find_guid (char *name)
+{
+  char *slash = strrchr (name, '/');
+
+  if (options.disk)
+    return name;
+  return slash && slash[1] == '{' && !is_disk (name) ? slash + 1 : NULL;
 }
 
 /* What is shown of a name that a client has given. */
 #define MOST_SHOWN 100
 
-/* Is GUID that of a snapshot?  The client has called it NAME. */
+/* Is it one of its disk's snapshots? */
 static bool
-is_snapshot (const char *guid, const char *name, GError **error)
+is_snapshot (const struct entry *entry, GError **error)
 {
   g_autoptr (GPtrArray) list =
-    ploop_list_snapshots (disk_path, snapshot_options.allow_outside, error);
-  g_autofree char *start = g_strndup (name, MOST_SHOWN);
+    ploop_list_snapshots (entry->disk->path, options.open->allow_outside,
+                          error);
+  g_autofree char *start = g_strndup (entry->given, MOST_SHOWN);
   g_autofree char *shown = NULL;
 
   if (!list)
@@ -47,114 +85,368 @@ is_snapshot (const char *guid, const char *name, GError **error)
   for (guint i = 0; i < list->len; i++) {
     const struct ploop_snapshot *snapshot = g_ptr_array_index (list, i);
 
-    if (g_str_equal (snapshot->guid, guid))
+    if (g_str_equal (snapshot->guid, entry->guid))
       return true;
   }
   shown = g_strescape (start, NULL);
   g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_ARGUMENT,
                "%s: there is no export '%s%s': give no name for the disk, or a "
-               "snapshot's GUID in braces", disk_path, shown,
-               strlen (name) > MOST_SHOWN ? "..." : "");
+               "snapshot's GUID in braces", entry->disk->path, shown,
+               strlen (entry->given) > MOST_SHOWN ? "..." : "");
   return false;
 }
 
-/* With the lock held. */
-static struct export *
-open_snapshot (const char *guid, const char *name, GError **error)
-{
-  struct ploop_open_options options = snapshot_options;
-  struct export *export;
-  ploop_image *image;
+/* ---- Opening ----------------------------------------------------------- */
 
-  if (!is_snapshot (guid, name, error))
+static struct entry *get_entry (const char *given, GError **error);
+static void put_entry (struct entry *entry);
+
+static ploop_image *
+open_snapshot (struct entry *entry, GError **error)
+{
+  struct ploop_open_options open = *options.open;
+  const struct entry *disk = entry->disk;
+
+  if (!is_snapshot (entry, error))
     return NULL;
-  options.snapshot = guid;
-  image = ploop_open (disk_path, &options, error);
-  if (!image)
-    return NULL;
-  export = g_new0 (struct export, 1);
-  export->image = image;
-  export->guid = g_strdup (guid);
-  g_hash_table_insert (snapshots, export->guid, export);
-  return export;
+  open.read_only = true;
+  open.defer_start = false;
+  open.bases = NULL;
+  open.overlay = NULL;
+  open.beside = disk->export.image;
+  open.snapshot = entry->guid;
+  entry->path = g_strdup (disk->path);
+  return ploop_open (entry->path, &open, error);
+}
+
+static ploop_image *
+open_disk (struct entry *entry, GError **error)
+{
+  struct ploop_open_options open = *options.open;
+
+  open.defer_start = false;
+  entry->path = ploop_find_disk (options.path, entry->name, error);
+  return entry->path ? ploop_open (entry->path, &open, error) : NULL;
+}
+
+static struct entry *
+get_disk (const struct entry *snapshot, GError **error)
+{
+  g_autofree char *name =
+    g_strndup (snapshot->name, (gsize) (snapshot->guid - snapshot->name - 1));
+
+  return get_entry (name, error);
+}
+
+/* Of a snapshot, the disk is opened first: they share its locks. */
+static bool
+open_entry (struct entry *entry, GError **error)
+{
+  if (entry->guid) {
+    entry->disk = options.disk ? &the_disk : get_disk (entry, error);
+    if (!entry->disk)
+      return false;
+  }
+  entry->export.image = entry->disk ? open_snapshot (entry, error)
+                                    : open_disk (entry, error);
+  entry->export.path = entry->path;
+  return entry->export.image != NULL;
+}
+
+static void
+free_entry (struct entry *entry)
+{
+  if (entry->disk && entry->disk != &the_disk)
+    put_entry (entry->disk);
+  g_free (entry->name);
+  g_free (entry->given);
+  g_free (entry->path);
+  g_free (entry);
+}
+
+/* Not open yet.  GUIDs are in lower case: a snapshot has one entry however it is
+ * written.
+ */
+static struct entry *
+new_entry (const char *given)
+{
+  struct entry *entry = g_new0 (struct entry, 1);
+
+  entry->given = g_strdup (given);
+  entry->name = g_strdup (given);
+  entry->guid = find_guid (entry->name);
+  for (char *p = entry->guid; p && *p; p++)
+    *p = g_ascii_tolower (*p);
+  return entry;
+}
+
+/* With the lock held, which is let go meanwhile.  Takes ENTRY over. */
+static struct entry *
+add_entry (struct entry *entry, GError **error)
+{
+  bool ok;
+
+  entry->busy = true;
+  g_hash_table_insert (entries, entry->name, entry);
+  g_mutex_unlock (&lock);
+  ok = open_entry (entry, error);
+  g_mutex_lock (&lock);
+  entry->busy = false;
+  g_cond_broadcast (&changed);
+  if (ok)
+    return entry;
+  g_hash_table_remove (entries, entry->name);
+  g_mutex_unlock (&lock);
+  free_entry (entry);
+  g_mutex_lock (&lock);
+  return NULL;
+}
+
+/* The entry that a client has called GIVEN, for one user more. */
+static struct entry *
+get_entry (const char *given, GError **error)
+{
+  struct entry *fresh = new_entry (given), *entry;
+
+  g_mutex_lock (&lock);
+  while ((entry = g_hash_table_lookup (entries, fresh->name)) && entry->busy)
+    g_cond_wait (&changed, &lock);
+  if (!entry)
+    entry = add_entry (g_steal_pointer (&fresh), error);
+  if (entry)
+    entry->nr_users++;
+  g_mutex_unlock (&lock);
+  if (fresh)
+    free_entry (fresh);
+  return entry;
 }
 
 struct export *
 exports_get (const char *name, GError **error)
 {
-  g_autofree char *guid = NULL;
-  struct export *export;
+  struct entry *entry;
 
-  if (*name == '\0')
-    return &disk;
-  guid = g_ascii_strdown (name, -1);
-  g_mutex_lock (&lock);
-  export = g_hash_table_lookup (snapshots, guid);
-  if (!export)
-    export = open_snapshot (guid, name, error);
-  if (export)
-    export->nr_users++;
-  g_mutex_unlock (&lock);
-  return export;
+  if (options.disk && *name == '\0')
+    return &the_disk.export;
+  entry = get_entry (name, error);
+  return entry ? &entry->export : NULL;
 }
 
-/* A snapshot is only read: closing it cannot fail. */
+/* ---- Closing ----------------------------------------------------------- */
+
+/* With the lock held, which is let go meanwhile. */
 static void
-free_snapshot (struct export *export)
+close_entry (struct entry *entry)
 {
-  ploop_close (export->image, NULL);
-  g_free (export->guid);
-  g_free (export);
+  g_autoptr (GError) error = NULL;
+
+  entry->busy = true;
+  g_mutex_unlock (&lock);
+  options.closing (&entry->export);
+  if (ploop_close (entry->export.image, &error) == -1)
+    options.failed (error);
+  g_mutex_lock (&lock);
+  g_hash_table_remove (entries, entry->name);
+  g_cond_broadcast (&changed);
+  g_mutex_unlock (&lock);
+  free_entry (entry);
+  g_mutex_lock (&lock);
+}
+
+static void
+put_entry (struct entry *entry)
+{
+  g_mutex_lock (&lock);
+  if (--entry->nr_users == 0) {
+    entry->idle_since = g_get_monotonic_time ();
+    if (janitor)
+      g_cond_broadcast (&changed);
+    else if (!ending)
+      close_entry (entry);
+  }
+  g_mutex_unlock (&lock);
 }
 
 void
 exports_put (struct export *export)
 {
-  bool last = false;
-
-  if (export == &disk)
-    return;
-  g_mutex_lock (&lock);
-  if (--export->nr_users == 0) {
-    g_hash_table_remove (snapshots, export->guid);
-    last = true;
-  }
-  g_mutex_unlock (&lock);
-  if (last)
-    free_snapshot (export);
+  if (export != &the_disk.export)
+    put_entry ((struct entry *) export);
 }
 
-static void
-stop_snapshot (gpointer key, gpointer value, gpointer opaque)
+/* One that has been idle for long enough; NULL with the time when the next one will
+ * have been, or 0.
+ */
+static struct entry *
+find_idle (gint64 *next)
 {
-  struct export *export = value;
+  const gint64 idle = (gint64) options.idle_seconds * G_USEC_PER_SEC;
+  const gint64 now = g_get_monotonic_time ();
+  GHashTableIter iter;
+  gpointer value;
+
+  *next = 0;
+  g_hash_table_iter_init (&iter, entries);
+  while (g_hash_table_iter_next (&iter, NULL, &value)) {
+    struct entry *entry = value;
+
+    if (entry->busy || entry->nr_users > 0)
+      continue;
+    if (entry->idle_since + idle <= now)
+      return entry;
+    *next = *next == 0 ? entry->idle_since + idle
+                       : MIN (*next, entry->idle_since + idle);
+  }
+  return NULL;
+}
+
+static gpointer
+close_idle (gpointer opaque)
+{
+  g_mutex_lock (&lock);
+  while (!ending) {
+    gint64 next;
+    struct entry *entry = find_idle (&next);
+
+    if (entry)
+      close_entry (entry);
+    else if (next == 0)
+      g_cond_wait (&changed, &lock);
+    else
+      g_cond_wait_until (&changed, &lock, next);
+  }
+  g_mutex_unlock (&lock);
+  return opaque;
+}
+
+/* Signals are for nbdkit's own threads. */
+bool
+exports_start (GError **error)
+{
+  sigset_t all, before;
+
+  if (options.disk || options.idle_seconds == 0)
+    return true;
+  sigfillset (&all);
+  pthread_sigmask (SIG_SETMASK, &all, &before);
+  janitor = g_thread_try_new ("ploop-idle", close_idle, NULL, error);
+  pthread_sigmask (SIG_SETMASK, &before, NULL);
+  return janitor != NULL;
+}
+
+/* ---- Listing ----------------------------------------------------------- */
+
+/* A descriptor that cannot be read any more says nothing of its disk, which may be
+ * open: it is listed alone then.
+ */
+static int
+list_snapshots (const char *path, const char *disk,
+                int (*fn) (void *, const char *, const struct ploop_snapshot *),
+                void *opaque)
+{
+  g_autoptr (GError) error = NULL;
+  g_autoptr (GPtrArray) list =
+    ploop_list_snapshots (path, options.open->allow_outside, &error);
+  int r = 0;
+
+  if (!list) {
+    g_prefix_error (&error, "snapshots cannot be listed: ");
+    options.failed (error);
+    return 0;
+  }
+  for (guint i = 0; i < list->len && r == 0; i++) {
+    const struct ploop_snapshot *snapshot = g_ptr_array_index (list, i);
+    g_autofree char *name = disk
+                              ? g_strdup_printf ("%s/%s", disk, snapshot->guid)
+                              : g_strdup (snapshot->guid);
+
+    r = fn (opaque, name, snapshot);
+  }
+  return r;
+}
+
+static int
+list_disk (const char *name,
+           int (*fn) (void *, const char *, const struct ploop_snapshot *),
+           void *opaque)
+{
+  g_autofree char *path = g_build_filename (options.path, name, NULL);
+  int r = fn (opaque, name, NULL);
+
+  return r == 0 ? list_snapshots (path, name, fn, opaque) : r;
+}
+
+int
+exports_list (int (*fn) (void *, const char *, const struct ploop_snapshot *),
+              void *opaque, GError **error)
+{
+  g_autoptr (GPtrArray) names = NULL;
+  int r = 0;
+
+  if (options.disk) {
+    r = fn (opaque, "", NULL);
+    return r == 0 ? list_snapshots (options.path, NULL, fn, opaque) : r;
+  }
+  names = ploop_list_disks (options.path, error);
+  if (!names)
+    return -1;
+  for (guint i = 0; i < names->len && r == 0; i++)
+    r = list_disk (g_ptr_array_index (names, i), fn, opaque);
+  return r;
+}
+
+/* ---- Ending ------------------------------------------------------------ */
+
+static void
+stop_entry (gpointer key, gpointer value, gpointer opaque)
+{
+  g_autoptr (GError) error = NULL;
+  struct entry *entry = value;
 
   (void) key;
   (void) opaque;
-  ploop_stop (export->image, NULL);
+  if (!entry->busy && ploop_stop (entry->export.image, &error) == -1)
+    options.failed (error);
 }
 
 void
 exports_stop (void)
 {
   g_mutex_lock (&lock);
-  if (snapshots)
-    g_hash_table_foreach (snapshots, stop_snapshot, NULL);
+  ending = true;
+  g_cond_broadcast (&changed);
   g_mutex_unlock (&lock);
+  g_clear_pointer (&janitor, g_thread_join);
+  g_mutex_lock (&lock);
+  if (entries)
+    g_hash_table_foreach (entries, stop_entry, NULL);
+  g_mutex_unlock (&lock);
+}
+
+/* Snapshots before their disks. */
+static void
+close_all (bool snapshots)
+{
+  g_autoptr (GList) list = g_hash_table_get_values (entries);
+
+  for (GList *link = list; link; link = link->next) {
+    struct entry *entry = link->data;
+
+    if ((entry->guid != NULL) != snapshots)
+      continue;
+    g_mutex_lock (&lock);
+    close_entry (entry);
+    g_mutex_unlock (&lock);
+  }
 }
 
 void
 exports_close (void)
 {
-  GHashTableIter iter;
-  gpointer export;
-
-  if (!snapshots)
+  if (!entries)
     return;
-  g_hash_table_iter_init (&iter, snapshots);
-  while (g_hash_table_iter_next (&iter, NULL, &export)) {
-    g_hash_table_iter_remove (&iter);
-    free_snapshot (export);
-  }
-  g_clear_pointer (&snapshots, g_hash_table_unref);
+  ending = true;
+  close_all (true);
+  close_all (false);
+  g_clear_pointer (&entries, g_hash_table_unref);
 }

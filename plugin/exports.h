@@ -1,11 +1,16 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 
-/* What the server's clients can ask for by name: the disk itself, under the
- * empty name, and its snapshots, under their GUIDs.
+/* What the server's clients can ask for by name.
  *
- * A snapshot is opened when the first client asks for it and closed when the last
- * one has gone.  Names come from clients: they are looked up, never used for
- * anything else.
+ * Of one disk: the disk itself, under the empty name, and its snapshots, under their
+ * GUIDs.  Of a directory: every disk below it, under its relative name, and that
+ * name, a slash and a GUID for its snapshots.
+ *
+ * Whatever is not open all the time is opened when the first client asks for it, and
+ * closed when the last one has gone: at once, or when nobody has come back for some
+ * time.  Names come from clients: they are looked up, never used for anything else.
+ *
+ * Every function may be called from any thread, but exports_init and exports_stop.
  */
 
 #ifndef PLOOP_PLUGIN_EXPORTS_H
@@ -20,25 +25,44 @@
 /* An image that clients use. */
 struct export {
   ploop_image *image;
-  char *guid;                   /* NULL: the disk itself */
-  unsigned nr_users;
+  const char *path;             /* for messages */
 };
 
-/* DISK is open; it and its snapshots are what clients get.  PATH, OPTIONS and all
- * that they refer to must live as long as exports are used.
- */
-void exports_init (ploop_image *disk, const char *path,
-                   const struct ploop_open_options *options);
+struct exports_options {
+  const char *path;             /* the disk, or the directory */
+  ploop_image *disk;            /* that is open all the time; NULL: a directory */
+  const struct ploop_open_options *open;
+  unsigned idle_seconds;        /* of a directory's */
+  void (*closing) (const struct export *export);        /* before it is closed */
+  void (*failed) (const GError *error);         /* nobody waits for the answer */
+};
 
-/* The export NAME, for one user more.  Returns NULL and sets ERROR when there is
- * no such export or it cannot be opened.  From any thread.
+/* OPTIONS and all that they refer to must live as long as exports are used. */
+void exports_init (const struct exports_options *options);
+
+/* After the server has forked: start the thread that closes what is idle, if there
+ * is to be one.  Returns false and sets ERROR when it cannot be started.
+ */
+bool exports_start (GError **error);
+
+/* Calls FN for each export.  Returns 0, the first result that is not, or -1 with
+ * ERROR set when they cannot be listed.
+ */
+int exports_list (int (*fn) (void *opaque, const char *name,
+                             const struct ploop_snapshot *snapshot),
+                  void *opaque, GError **error);
+
+/* The export NAME, for one user more.  Blocks while it is opened.  Returns NULL and
+ * sets ERROR when there is no such export or it cannot be opened.
  */
 struct export *exports_get (const char *name, GError **error);
 
-/* One user less. */
+/* One user less.  Blocks while it is closed, if that is at once. */
 void exports_put (struct export *export);
 
-/* Stop and close all snapshots that are open.  Nobody uses them any more. */
+/* Stop what is open, and then, when nobody uses it any more, close it; but not the
+ * disk that is open all the time.
+ */
 void exports_stop (void);
 void exports_close (void);
 

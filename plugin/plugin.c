@@ -2,12 +2,12 @@
 
 /* nbdkit-ploop-plugin: parameters in, libploop-core calls out.
  *
- * One disk a server, opened and checked in get_ready, so that what is wrong
- * with it is said before the server goes to the background; started after it
- * has; stopped in cleanup or, if that is not reached, in unload.  Its snapshots
- * are exports of their own (exports.h).  nbdkit 1.32
- * may end without either: the library keeps the file such that this does no
- * harm.
+ * Of a server of one disk, that is opened and checked in get_ready, so that what is
+ * wrong with it is said before the server goes to the background; started after it
+ * has; stopped in cleanup or, if that is not reached, in unload.  Its snapshots, and
+ * the disks below a directory, are opened when clients ask for them (exports.h).
+ * nbdkit 1.32 may end without either: the library keeps the files such that this
+ * does no harm.
  *
  * Every callback may run on many threads at once.
  */
@@ -22,6 +22,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 
 #define NBDKIT_API_VERSION 2
 #include <nbdkit-plugin.h>
@@ -37,6 +38,12 @@
 /* The largest preferred block size that nbdkit and the protocol allow. */
 #define MAX_PREFERRED (UINT32_C (32) << 20)
 
+/* The longest export name of the protocol, bytes. */
+#define MAX_NAME 4096u
+
+#define DEFAULT_IDLE_SECONDS 30u
+#define MAX_IDLE_SECONDS 86400u
+
 /* -D ploop.requests=1: each request.  -D ploop.metadata=1: what is done to the
  * image beside the guest's data.  -D ploop.stats=1: statistics at the end.
  */
@@ -45,12 +52,16 @@ NBDKIT_DLL_PUBLIC int ploop_debug_metadata;
 NBDKIT_DLL_PUBLIC int ploop_debug_stats;
 
 static char *file;
+static char *directory;         /* instead of a file */
+static unsigned idle_seconds = DEFAULT_IDLE_SECONDS;
+static bool idle_is_given;
 static GPtrArray *bases;        /* of char *; ends with NULL once complete */
 static char *overlay;
 static char *snapshot_guid;
 static unsigned extents_flags;
 static struct ploop_open_options options;
-static ploop_image *image;
+static ploop_image *image;      /* of a server of one disk */
+static ploop_engine *engine;    /* of one of many */
 
 /* ---- Parameters -------------------------------------------------------- */
 
@@ -311,6 +322,24 @@ set_allow_outside (const char *key, const char *value)
   return parse_bool (key, value, &options.allow_outside);
 }
 
+static int
+set_dir (const char *key, const char *value)
+{
+  if (directory || *value == '\0') {
+    nbdkit_error ("%s=%s: give the path of one directory", key, value);
+    return -1;
+  }
+  directory = nbdkit_realpath (value);
+  return directory ? 0 : -1;
+}
+
+static int
+set_idle_close (const char *key, const char *value)
+{
+  idle_is_given = true;
+  return parse_number (key, value, 0, MAX_IDLE_SECONDS, &idle_seconds);
+}
+
 static const struct parameter {
   const char *key;
   int (*set) (const char *key, const char *value);
@@ -322,10 +351,12 @@ static const struct parameter {
   { "copy-delay", set_copy_delay },
   { "copy-on-write", set_copy_on_write },
   { "detect-zeroes", set_detect_zeroes },
+  { "dir", set_dir },
   { "discard", set_discard },
   { "enospc", set_enospc },
   { "extents", set_extents },
   { "fast-path", set_fast_path },
+  { "idle-close", set_idle_close },
   { "overlay", set_overlay },
   { "prealloc", set_prealloc },
   { "prealloc-mode", set_prealloc_mode },
@@ -347,13 +378,34 @@ ploop_config (const char *key, const char *value)
   return -1;
 }
 
+/* What is said of a disk cannot be said of all below a directory. */
+static bool
+have_one_kind (void)
+{
+  const char *other = file ? "file" : bases ? "base" : overlay ? "overlay"
+                      : snapshot_guid ? "snapshot" : NULL;
+
+  if (directory && other) {
+    nbdkit_error ("dir=%s: leave out %s=, which belongs to a server of one disk",
+                  directory, other);
+    return false;
+  }
+  if (!directory && idle_is_given) {
+    nbdkit_error ("idle-close= is for dir=: the disk of file= is always open");
+    return false;
+  }
+  return true;
+}
+
 static int
 ploop_config_complete (void)
 {
-  if (!file) {
-    nbdkit_error ("no image given: nbdkit ploop file=IMAGE");
+  if (!file && !directory) {
+    nbdkit_error ("no image given: nbdkit ploop file=IMAGE, or dir=DIRECTORY");
     return -1;
   }
+  if (!have_one_kind ())
+    return -1;
   if (bases) {
     g_ptr_array_add (bases, NULL);
     options.bases = (const char *const *) bases->pdata;
@@ -370,8 +422,10 @@ ploop_config_complete (void)
 }
 
 #define ploop_config_help \
-  "[file=]<DISK>          (required) A ploop image (.hds), a DiskDescriptor.xml\n" \
-  "                       or the directory that holds one.\n" \
+  "[file=]<DISK>          A ploop image (.hds), a DiskDescriptor.xml or the\n" \
+  "                       directory that holds one; or:\n" \
+  "dir=<DIRECTORY>        All disks below it, as exports by their relative names.\n" \
+  "idle-close=<SECONDS>   With dir=: close a disk that nobody uses (default 30).\n" \
   "snapshot=<GUID>        Serve this snapshot of it, to be read.\n" \
   "base=<IMAGE>           A lower delta; once for each, the base last.\n" \
   "base-cache=<BOOL>      Keep what is read from a base on a server (default off).\n" \
@@ -414,6 +468,59 @@ is_ending (void *opaque)
   return nbdkit_nanosleep (0, 1) == -1;
 }
 
+static void print_statistics (const struct export *export);
+
+static void
+say_error (const GError *error)
+{
+  nbdkit_error ("%s", error->message);
+}
+
+/* Also of a server of one disk, which will have snapshots. */
+static void
+init_exports (void)
+{
+  const struct exports_options exports_options = {
+    .path = file ? file : directory,
+    .disk = image,
+    .open = &options,
+    .idle_seconds = idle_seconds,
+    .closing = print_statistics,
+    .failed = say_error,
+  };
+
+  exports_init (&exports_options);
+}
+
+/* Every disk takes some file descriptors. */
+static void
+allow_many_files (void)
+{
+  struct rlimit limit;
+
+  if (getrlimit (RLIMIT_NOFILE, &limit) == -1)
+    return;
+  limit.rlim_cur = limit.rlim_max;
+  if (setrlimit (RLIMIT_NOFILE, &limit) == -1)
+    nbdkit_debug ("RLIMIT_NOFILE cannot be raised: %s", g_strerror (errno));
+}
+
+static int
+get_directory_ready (void)
+{
+  g_autoptr (GError) error = NULL;
+  g_autoptr (GPtrArray) disks = ploop_list_disks (directory, &error);
+
+  if (!disks) {
+    nbdkit_error ("%s", error->message);
+    return -1;
+  }
+  nbdkit_debug ("%s: %u disks", directory, disks->len);
+  allow_many_files ();
+  init_exports ();
+  return 0;
+}
+
 static int
 ploop_get_ready (void)
 {
@@ -427,12 +534,14 @@ ploop_get_ready (void)
   options.measure_latency = ploop_debug_stats;
   options.log = write_log;
   options.give_up = is_ending;
+  if (directory)
+    return get_directory_ready ();
   image = ploop_open (file, &options, &error);
   if (!image) {
     nbdkit_error ("%s", error->message);
     return -1;
   }
-  exports_init (image, file, &options);
+  init_exports ();
   nbdkit_debug ("%s: ploop version %u, %" PRIu64 " bytes in clusters of %"
                 PRIu32 " bytes, opened for %s", file, ploop_version (image),
                 ploop_size (image), ploop_cluster_size (image),
@@ -444,8 +553,15 @@ static int
 ploop_after_fork (void)
 {
   g_autoptr (GError) error = NULL;
+  bool ok;
 
-  if (ploop_start (image, &error) == 0)
+  if (directory) {
+    engine = options.engine = ploop_engine_new (options.runners, &error);
+    ok = engine != NULL;
+  }
+  else
+    ok = ploop_start (image, &error) == 0;
+  if (ok && exports_start (&error))
     return 0;
   nbdkit_error ("%s", error->message);
   return -1;
@@ -454,13 +570,16 @@ ploop_after_fork (void)
 /* ---- Ending ------------------------------------------------------------ */
 
 static void
-print_statistics (void)
+print_statistics (const struct export *export)
 {
   struct ploop_statistics statistics;
   g_autofree char *text = NULL;
   g_auto (GStrv) lines = NULL;
 
-  ploop_get_statistics (image, &statistics);
+  if (!ploop_debug_stats)
+    return;
+  nbdkit_debug ("stats: %s", export->path);
+  ploop_get_statistics (export->image, &statistics);
   text = ploop_describe_statistics (&statistics);
   lines = g_strsplit (text, "\n", -1);
   for (char **line = lines; *line; line++)
@@ -473,14 +592,14 @@ static void
 stop_image (void)
 {
   g_autoptr (GError) error = NULL;
+  const struct export disk = { image, file };
 
+  exports_stop ();
   if (!image)
     return;
-  exports_stop ();
   if (ploop_stop (image, &error) == -1)
     nbdkit_error ("%s", error->message);
-  if (ploop_debug_stats)
-    print_statistics ();
+  print_statistics (&disk);
 }
 
 static void
@@ -491,6 +610,8 @@ ploop_unload (void)
   exports_close ();
   if (ploop_close (g_steal_pointer (&image), &error) == -1)
     nbdkit_error ("%s", error->message);
+  g_clear_pointer (&engine, ploop_engine_free);
+  g_clear_pointer (&directory, free);
   g_clear_pointer (&bases, g_ptr_array_unref);
   g_clear_pointer (&overlay, free);
   g_clear_pointer (&snapshot_guid, free);
@@ -507,6 +628,7 @@ ploop_dump_plugin (void)
   printf ("plugin_feature=format-v2\n");
   printf ("plugin_feature=chains\n");
   printf ("plugin_feature=snapshot-exports\n");
+  printf ("plugin_feature=directory-exports\n");
   printf ("plugin_feature=write\n");
   printf ("plugin_feature=fua\n");
   printf ("plugin_feature=multi-conn\n");
@@ -542,41 +664,33 @@ describe_snapshot (const struct ploop_snapshot *snapshot)
   return g_string_free (text, FALSE);
 }
 
-/* A descriptor that cannot be read any more says nothing of the disk, which is
- * open: it is listed alone then.
- */
 static int
-add_snapshots (struct nbdkit_exports *exports)
+add_export (void *opaque, const char *name,
+            const struct ploop_snapshot *snapshot)
 {
-  g_autoptr (GError) error = NULL;
-  g_autoptr (GPtrArray) list =
-    ploop_list_snapshots (file, options.allow_outside, &error);
+  g_autofree char *description = snapshot ? describe_snapshot (snapshot) : NULL;
 
-  if (!list) {
-    nbdkit_error ("snapshots cannot be listed: %s", error->message);
+  /* What the protocol cannot say. */
+  if (strlen (name) > MAX_NAME || !g_utf8_validate (name, -1, NULL))
     return 0;
-  }
-  for (guint i = 0; i < list->len; i++) {
-    const struct ploop_snapshot *snapshot = g_ptr_array_index (list, i);
-    g_autofree char *description = describe_snapshot (snapshot);
-
-    if (nbdkit_add_export (exports, snapshot->guid, description) == -1)
-      return -1;
-  }
-  return 0;
+  if (!description)
+    description = g_strdup (options.snapshot ? "the snapshot that was chosen"
+                            : directory ? "disk" : "the disk");
+  return nbdkit_add_export (opaque, name, description);
 }
 
 static int
 ploop_plugin_list_exports (int readonly, int is_tls,
                            struct nbdkit_exports *exports)
 {
+  g_autoptr (GError) error = NULL;
+  const int r = exports_list (add_export, exports, &error);
+
   (void) readonly;
   (void) is_tls;
-  if (nbdkit_add_export (exports, "",
-                         options.snapshot ? "the snapshot that was chosen"
-                                          : "the disk") == -1)
-    return -1;
-  return add_snapshots (exports);
+  if (error)
+    nbdkit_error ("%s", error->message);
+  return r;
 }
 
 /* ---- A connection ------------------------------------------------------ */
@@ -697,15 +811,16 @@ ploop_can_cache (void *h)
 
 /* What nbdkit wants of a request that returned R: 0 or a negative errno. */
 static int
-answer (int r, const char *what, uint64_t length, uint64_t offset)
+answer (const struct export *export, int r, const char *what, uint64_t length,
+        uint64_t offset)
 {
   if (ploop_debug_requests)
     nbdkit_debug ("%s %" PRIu64 " bytes at %" PRIu64 ": %s", what, length,
                   offset, r == 0 ? "ok" : g_strerror (-r));
   if (r == 0)
     return 0;
-  nbdkit_error ("%s: %s of %" PRIu64 " bytes at %" PRIu64 " failed: %s", file,
-                what, length, offset, g_strerror (-r));
+  nbdkit_error ("%s: %s of %" PRIu64 " bytes at %" PRIu64 " failed: %s",
+                export->path, what, length, offset, g_strerror (-r));
   nbdkit_set_error (-r);
   errno = -r;
   return -1;
@@ -724,16 +839,16 @@ ploop_plugin_pread (void *h, void *buf, uint32_t count, uint64_t offset,
                     uint32_t flags)
 {
   (void) flags;
-  return answer (ploop_pread (image_of (h), buf, count, offset), "read", count,
-                 offset);
+  return answer (h, ploop_pread (image_of (h), buf, count, offset), "read",
+                 count, offset);
 }
 
 static int
 ploop_plugin_pwrite (void *h, const void *buf, uint32_t count,
                      uint64_t offset, uint32_t flags)
 {
-  return answer (ploop_pwrite (image_of (h), buf, count, offset,
-                               core_flags (flags)),
+  return answer (h, ploop_pwrite (image_of (h), buf, count, offset,
+                                  core_flags (flags)),
                  "write", count, offset);
 }
 
@@ -748,13 +863,14 @@ ploop_plugin_zero (void *h, uint32_t count, uint64_t offset, uint32_t flags)
     errno = ENOTSUP;
     return -1;
   }
-  return answer (r, "zero", count, offset);
+  return answer (h, r, "zero", count, offset);
 }
 
 static int
 ploop_plugin_trim (void *h, uint32_t count, uint64_t offset, uint32_t flags)
 {
-  return answer (ploop_trim (image_of (h), count, offset, core_flags (flags)),
+  return answer (h, ploop_trim (image_of (h), count, offset,
+                                core_flags (flags)),
                  "trim", count, offset);
 }
 
@@ -762,7 +878,7 @@ static int
 ploop_plugin_flush (void *h, uint32_t flags)
 {
   (void) flags;
-  return answer (ploop_flush (image_of (h)), "flush", 0, 0);
+  return answer (h, ploop_flush (image_of (h)), "flush", 0, 0);
 }
 
 /* Which extents nbdkit wants. */
@@ -794,15 +910,15 @@ ploop_plugin_extents (void *h, uint32_t count, uint64_t offset,
   const int r = ploop_extents (image_of (h), count, offset, extents_flags,
                                add_extent, &wanted);
 
-  return answer (MIN (r, 0), "extents", count, offset);
+  return answer (h, MIN (r, 0), "extents", count, offset);
 }
 
 static int
 ploop_plugin_cache (void *h, uint32_t count, uint64_t offset, uint32_t flags)
 {
   (void) flags;
-  return answer (ploop_prefetch (image_of (h), count, offset), "cache", count,
-                 offset);
+  return answer (h, ploop_prefetch (image_of (h), count, offset), "cache",
+                 count, offset);
 }
 
 static struct nbdkit_plugin plugin = {

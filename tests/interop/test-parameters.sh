@@ -93,6 +93,11 @@ for value in '' maybe 2; do
   refused allow-outside "$value" 'on.*off'
   refused base-cache "$value" 'on.*off'
 done
+for value in -1 x '' 86401; do
+  refused idle-close "$value" '0 to 86400'
+done
+refused idle-close 1 'dir='
+refused dir / 'file='
 for value in '' off 1 Lazy; do
   refused copy-on-write "$value" 'eager.*lazy'
 done
@@ -182,8 +187,8 @@ run_nbdkit --dump-plugin "$PLUGIN" | sed -n 's/^plugin_parameter=//p' |
 run_nbdkit "$PLUGIN" --help |
   sed -nE 's/^([a-z-]+)=<.*/\1/p' | sort > "$tmp/helped"
 printf '%s\n' allow-outside base base-cache cache copy-delay copy-on-write detect-zeroes \
-  discard \
-  enospc extents fast-path overlay prealloc prealloc-mode runners snapshot \
+  dir discard \
+  enospc extents fast-path idle-close overlay prealloc prealloc-mode runners snapshot \
   writeback-delay > "$tmp/known"
 diff "$tmp/dumped" "$tmp/known" || wrong "--dump-plugin has other parameters"
 diff "$tmp/helped" "$tmp/known" || wrong "--help has other parameters"
