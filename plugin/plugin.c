@@ -391,7 +391,8 @@ have_one_kind (void)
     return false;
   }
   if (!directory && idle_is_given) {
-    nbdkit_error ("idle-close= is for dir=: the disk of file= is always open");
+    nbdkit_error ("idle-close=%u is for dir=: the disk of file= is always open",
+                  idle_seconds);
     return false;
   }
   return true;
