@@ -145,6 +145,7 @@ struct user {
   pthread_t thread;
   ploop_engine *engine;
   unsigned index;
+  char *path, *lower;
 };
 
 /* Open, write, commit, close, again and again. */
@@ -152,9 +153,8 @@ static void *
 use_image (void *opaque)
 {
   const struct user *user = opaque;
-  g_autofree char *path = empty_image ("image", NR_CLUSTERS);
-  g_autofree char *lower = make_lower ("lower", 1);
-  const char *const bases[] = { lower, NULL };
+  const char *path = user->path;
+  const char *const bases[] = { user->lower, NULL };
 
   for (unsigned round = 0; round < NR_ROUNDS; round++) {
     const uint8_t byte = (uint8_t) (user->index * 16 + round % 16 + 1);
@@ -182,12 +182,22 @@ START_TEST (images_come_and_go_beside_others)
   struct user users[4];
 
   for (unsigned i = 0; i < G_N_ELEMENTS (users); i++) {
-    users[i] = (struct user) { .engine = engine, .index = i };
-    ck_assert_int_eq (pthread_create (&users[i].thread, NULL, use_image,
-                                      &users[i]), 0);
+    users[i] = (struct user) {
+      .engine = engine,
+      .index = i,
+      .path = empty_image ("image", NR_CLUSTERS),
+      .lower = make_lower ("lower", 1),
+    };
   }
   for (unsigned i = 0; i < G_N_ELEMENTS (users); i++)
+    ck_assert_int_eq (pthread_create (&users[i].thread, NULL, use_image,
+                                      &users[i]), 0);
+  for (unsigned i = 0; i < G_N_ELEMENTS (users); i++)
     ck_assert_int_eq (pthread_join (users[i].thread, NULL), 0);
+  for (unsigned i = 0; i < G_N_ELEMENTS (users); i++) {
+    g_free (users[i].path);
+    g_free (users[i].lower);
+  }
   ploop_engine_free (engine);
 }
 END_TEST
