@@ -123,7 +123,7 @@ mutate slow forced-write-without-entry commit.c \
   '/^commit_entry_is_durable/,/^}/ s/return /return true || /'
 mutate quick write-not-noted request.c \
   '/^write_extent/,/^}/ s/changes_note (&disk->changes);//'
-mutate quick zero-not-noted request.c \
+mutate quick zero-not-noted unmap.c \
   '/^zero_in_place/,/^}/ s/changes_note (&disk->changes);//'
 mutate quick trim-not-noted commit.c \
   '/^unmap /,/^}/ s/= changes_note (commit->changes);/= changes_now (commit->changes);/'
@@ -143,7 +143,7 @@ mutate rare reuse-without-grace-period freed.c \
 
 mutate quick entry-put-off commit.c \
   '/^write_or_put_down/,/^}/ s/if (commit->write_back_delay == 0)/if (false)/'
-mutate quick trim-put-off request.c \
+mutate quick trim-put-off unmap.c \
   '/^request_end_unmapping/,/^}/ s/if (length == 0)/if (true)/' chain-cut
 
 # ---- Parts of clusters ------------------------------------------------------
@@ -161,7 +161,7 @@ mutate slow leak-in-use-reclaimed alloc.c \
 
 # ---- Copy-on-write ----------------------------------------------------------
 
-mutate quick copy-not-committed request.c \
+mutate quick copy-not-committed copy-up.c \
   '/^publish_copy/,/^}/ s/MAP_UNSTABLE | MAP_COVERS/MAP_COVERS/' chain-cut
 mutate quick copy-published-as-stable commit.c \
   '/^commit_publish_copy/,/^}/ s/set_page (commit->unstable, .*);/put_down (commit, page); by \&= ~MAP_UNSTABLE;/' chain-cut
@@ -179,23 +179,23 @@ mutate quick copy-without-head copy.c \
   '/^copy_cluster/,/^}/ s/before = { 0,/before = { MIN (left_out.from, length),/' chain-cut
 mutate quick copy-without-tail copy.c \
   '/^copy_cluster/,/^}/ s/after = { MIN (left_out.to, length)/after = { length/' chain-cut
-mutate quick clone-without-zeros request.c \
+mutate quick clone-without-zeros copy-up.c \
   '/^fill_copy/,/^}/ s/return whole ?/return true ?/' chain-cut
-mutate quick copy-covers-nothing request.c \
+mutate quick copy-covers-nothing copy-up.c \
   '/^publish_copy/,/^}/ s/MAP_UNSTABLE | MAP_COVERS/MAP_UNSTABLE/' chain-cut
 mutate quick merged-covers-nothing map.c \
   '/^map_merge/,/^}/ s/| MAP_COVERS//' chain-cut
-mutate quick trim-unmaps-above request.c \
+mutate quick trim-unmaps-above unmap.c \
   '/^trim_piece/,/^}/ s/!(piece->word & MAP_COVERS) && //' chain-cut
-mutate quick zero-unmaps-above request.c \
+mutate quick zero-unmaps-above unmap.c \
   '/^may_unmap/,/^}/ s/&& !(extent->word & MAP_COVERS)//' chain-cut
 mutate quick trimmed-parts-unmap-above trims.c \
   '/^may_unmap/,/^}/ s/return .*;/return true;/' chain-cut
-mutate quick lower-cluster-zeroed request.c \
+mutate quick lower-cluster-zeroed unmap.c \
   '/^zero_piece/,/^}/ s/if (is_lower (.*))$/if (false)/' chain-cut
 mutate quick lower-cluster-written request.c \
   '/^next_mapped_extent/,/^}/ s/else if (is_lower (.*))$/else if (false)/' chain-cut
-mutate slow failed-copy-reused-at-once request.c \
+mutate slow failed-copy-reused-at-once copy-up.c \
   '/^copy_up/,/^}/ { s/^  alloc_keep (.*);//; s/alloc_free (.*);/alloc_give_back (\&disk->alloc, entry);/; s/^  publish_copy (.*/  alloc_keep (\&disk->alloc); &/; }'
 mutate slow copy-during-sync-made-stable commit.c \
   '/^stabilise_entries/,/^}/ s/& MAP_COVERED)/\& MAP_UNSTABLE)/'
@@ -215,11 +215,11 @@ mutate quick fill-over-what-is-written fills.c \
   '/^fill_write/,/^}/ s/^    set_there (/    if (!buf) set_there (/' chain-cut
 mutate quick fill-over-zeros fills.c \
   '/^fill_write/,/^}/ s/^    set_there (/    if (buf) set_there (/' chain-cut
-mutate quick written-as-if-it-were-whole request.c \
-  '/^put_piece/,/^}/ s/if (G_UNLIKELY (.*))$/if (false)/' chain-cut
+mutate quick written-as-if-it-were-whole copy-up.c \
+  '/^put_extent/,/^}/ s/if (G_UNLIKELY (.*))$/if (false)/' chain-cut
 mutate quick read-as-if-it-were-whole request.c \
   '/^read_extent/,/^}/ s/if (G_UNLIKELY (.*)) {$/if (false) {/' chain-cut
-mutate quick joined-with-what-is-filling request.c \
+mutate quick joined-with-what-is-filling extent.c \
   '/^join_mapped/,/^}/ s/MAP_FILLING | //' chain-cut
 mutate slow whole-copy-in-no-page commit.c \
   '/^cover_unstable/,/^}/ s/if (cover_entries (commit, page))/cover_entries (commit, page);/'

@@ -45,8 +45,8 @@
  *                            take_back
  *   allocate,                request.c: the same
  *     is_durable_alone
- *   trimmer                  request.c: unmap_cluster, request_end_unmapping
- *   zeroer                   request.c: request_zero
+ *   trimmer                  unmap.c: unmap_cluster, request_end_unmapping
+ *   zeroer                   unmap.c: request_zero
  *   flush                    submit.c: do_here
  *
  * Not here: unstable entries (copies.pml), the in-use mark, failed syncs but in

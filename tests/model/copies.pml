@@ -15,7 +15,7 @@
  *   word, MAP_*              map.h: the cluster's word; 0: only a lower delta's
  *   owner                    submit.c: what NEEDS_OWNER is run by the cluster's
  *                            runner, one at a time
- *   copy                     request.c: the owner's part of a write; copy.c
+ *   copy                     copy-up.c: copy_up; copy.c
  *   commit_publish_copy      commit.c: the same
  *   entry_is_durable         commit.c: commit_entry_is_durable
  *   cover_unstable,          commit.c: the same
@@ -25,12 +25,12 @@
  *   commit_flush             commit.c: commit_flush; whoever finds nobody
  *                            leading leads (commit.pml has the group)
  *   there, fill_lock         fills.c: a fill, by guest cluster
- *   lazy_copy                request.c, fills.c: begin_copy, fill_write
+ *   lazy_copy                copy-up.c, fills.c: begin_copy, fill_write
  *   write_filling            fills.c: fills_write
  *   fill                     fills.c: work_on, for fills_complete and fills_work
  *   flusher                  flusher.c: copy-delay
  *   filler                   image.c: fill_behind
- *   trimmer                  request.c: request_end_unmapping, after a trim of
+ *   trimmer                  unmap.c: request_end_unmapping, after a trim of
  *                            another cluster of the page
  *
  * Not here: freed clusters (commit.pml), failures, memory order weaker than

@@ -16,9 +16,9 @@
  *   gate_enter, gate_leave   gate.h: rcu_read_lock, rcu_read_unlock
  *   writer                   request.c: next_mapped_extent, write_extent
  *   trims_write              trims.c: trims_write
- *   trimmer                  request.c: trim_part; trims.c: trims_add,
+ *   trimmer                  unmap.c: trim_part; trims.c: trims_add,
  *                            get_record, add_to_record
- *   whole_trimmer            request.c: unmap_cluster
+ *   whole_trimmer            unmap.c: unmap_cluster
  *   unmap                    trims.c: unmap; commit.c: commit_remove;
  *                            alloc.c: alloc_free
  *   puncher                  trims.c: begin_batch, punch_runs, end_batch
