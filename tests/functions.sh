@@ -238,6 +238,64 @@ expect_refusal ()
   say "refused: $line"
 }
 
+# ---- Content
+
+# io COMMAND...: qemu-io on what is served.
+io ()
+{
+  local args=() c
+  for c in "$@"; do args+=(-c "$c"); done
+  qemu-io -t writeback -f raw "${args[@]}" "$uri" > "$tmp/io.log" 2>&1 ||
+    { cat "$tmp/io.log"; fail "qemu-io: $*"; }
+}
+
+# io_both COMMAND...: the same, and on $tmp/raw, which says what must be there.
+io_both ()
+{
+  local args=() c
+  io "$@"
+  for c in "$@"; do args+=(-c "$c"); done
+  qemu-io -f raw "${args[@]}" "$tmp/raw" > /dev/null
+}
+
+# expect_content WHAT: what is served is what $tmp/raw has.
+expect_content ()
+{
+  nbdcopy "$uri" "$tmp/out" || fail "$1: cannot be read"
+  cmp "$tmp/out" "$tmp/raw" || fail "$1: not the content that it must have"
+}
+
+# ---- A server below ours
+
+remote_sock=$tmp/rsock
+remote_uri="nbd+unix:///?socket=$remote_sock"
+remote_pid=
+
+_end_remote ()
+{
+  [ -z "$remote_pid" ] || kill -KILL "$remote_pid" 2> /dev/null
+}
+cleanup_fn _end_remote
+
+# start_remote ARG...: nbdkit with ARGs, at $remote_uri.
+start_remote ()
+{
+  rm -f "$remote_sock" "$tmp/rpid"
+  nbdkit -f -U "$remote_sock" -P "$tmp/rpid" "$@" \
+    < /dev/null >> "$tmp/remote.log" 2>&1 &
+  remote_pid=$!
+  wait_until test -s "$tmp/rpid" ||
+    { cat "$tmp/remote.log"; fail "the base's server does not come up"; }
+}
+
+# stop_remote [SIGNAL]: it may have ended by itself.
+stop_remote ()
+{
+  kill "-${1:-TERM}" "$remote_pid" 2> /dev/null || true
+  wait "$remote_pid" 2> /dev/null || true
+  remote_pid=
+}
+
 # ---- Images
 
 # unpack_corpus: the shared corpus, in $tmp/corpus.

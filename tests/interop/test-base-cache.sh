@@ -20,36 +20,13 @@ kib=8192
 
 # ---- The server of the base
 
-remote_sock=$tmp/rsock
-remote_uri="nbd+unix:///?socket=$remote_sock"
 remote_log=$tmp/remote.reads
-remote_pid=
-
-end_remote ()
+# start_logged ARG...: with a new log of what it is asked for.
+start_logged ()
 {
-  [ -z "$remote_pid" ] || kill -KILL "$remote_pid" 2> /dev/null
-}
-cleanup_fn end_remote
-
-# start_remote ARG...: with a new log of what it is asked for.
-start_remote ()
-{
-  rm -f "$remote_sock" "$tmp/rpid"
   : > "$remote_log"
-  nbdkit -r -f -U "$remote_sock" -P "$tmp/rpid" --filter=log --filter=delay \
-    file "$tmp/base.raw" logfile="$remote_log" "$@" \
-    < /dev/null >> "$tmp/remote.log" 2>&1 &
-  remote_pid=$!
-  wait_until test -s "$tmp/rpid" ||
-    { cat "$tmp/remote.log"; fail "the base's server does not come up"; }
-}
-
-# stop_remote [SIGNAL]
-stop_remote ()
-{
-  kill "-${1:-TERM}" "$remote_pid"
-  wait "$remote_pid" 2> /dev/null || true
-  remote_pid=
+  start_remote -r --filter=log --filter=delay file "$tmp/base.raw" \
+    logfile="$remote_log" "$@"
 }
 
 # reads: what it was asked for, OFFSET LENGTH in bytes.
@@ -85,16 +62,6 @@ expect_not_asked ()
 
 # ---- Ours
 
-# io COMMAND...: qemu-io on what is served, and on the oracle $tmp/raw.
-io ()
-{
-  local args=() c
-  for c in "$@"; do args+=(-c "$c"); done
-  qemu-io -t writeback -f raw "${args[@]}" "$uri" > "$tmp/io.log" 2>&1 ||
-    { cat "$tmp/io.log"; fail "qemu-io: $*"; }
-  qemu-io -f raw "${args[@]}" "$tmp/raw" > /dev/null
-}
-
 # expect_range KIB LENGTH WHAT: is what the oracle has.
 expect_range ()
 {
@@ -104,13 +71,6 @@ expect_range ()
   cmp -s <(grep '^[0-9a-f]\{8,\}:' "$tmp/io.log") \
     <(grep '^[0-9a-f]\{8,\}:' "$tmp/io.raw") ||
     fail "$3: ${1}k, +${2}k has something else"
-}
-
-# expect_content WHAT
-expect_content ()
-{
-  nbdcopy "$uri" "$tmp/out" || fail "$1: cannot be read"
-  cmp "$tmp/out" "$tmp/raw" || fail "$1: not the content that it must have"
 }
 
 # expect_zeros_or PATTERN KIB LENGTH WHAT: never what the base has.
@@ -164,7 +124,7 @@ base_before=$(file_state "$tmp/base.raw")
 
 say "kept"
 new_top
-start_remote
+start_logged
 work base-cache=on
 expect_range 0 1 "one sector of a cluster"
 expect_range 200 300 "parts of clusters, and some whole ones"
@@ -189,7 +149,7 @@ expect_range 0 64 "without the base"
 expect_range 192 320 "without the base"
 expect_range 8128 64 "without the base"
 # Back, and not asked, by the next server of ours either.
-start_remote
+start_logged
 stop_nbdkit
 expect_sound "kept"
 work base-cache=on
@@ -220,13 +180,13 @@ done
 stop_remote KILL
 expect_content "all of it is kept"
 # It survives kill -9 after a flush.
-io 'write -P 0x11 100k 1k' flush
+io_both 'write -P 0x11 100k 1k' flush
 kill_ours
-start_remote
+start_logged
 work base-cache=on
 expect_content "killed"
 [ -z "$(reads)" ] || { cat "$remote_log"; fail "killed: the base was asked"; }
-io 'write -P 0x12 200k 1k'
+io_both 'write -P 0x12 200k 1k'
 stop_nbdkit
 expect_sound "all of it is kept"
 stop_remote
@@ -236,7 +196,7 @@ stop_remote
 say "off"
 for args in base-cache=off '' '-r base-cache=on'; do
   new_top
-  start_remote
+  start_logged
   before=$(file_state "$tmp/top.hds")
   # shellcheck disable=SC2086
   work $args
@@ -254,15 +214,15 @@ done
 
 say "writes"
 new_top
-start_remote
+start_logged
 work base-cache=on
 # Before it is read, whole clusters and parts; after; and back and forth.
-io 'write -P 0x11 0 64k' 'write -P 0x12 130k 3k' 'write -z -u 256k 64k' \
+io_both 'write -P 0x11 0 64k' 'write -P 0x12 130k 3k' 'write -z -u 256k 64k' \
   'write -z 330k 5k' 'write -z -u 400k 20k'
 expect_not_asked 0 64 "a whole cluster is written"
 expect_not_asked 256 64 "a whole cluster is zeroed"
 expect_range 0 640 "written, then read"
-io 'write -P 0x13 512k 1k' 'write -P 0x14 575k 2k' 'write -z -u 192k 64k' \
+io_both 'write -P 0x13 512k 1k' 'write -P 0x14 575k 2k' 'write -z -u 192k 64k' \
   'write -P 0x15 131k 1k' flush
 nr=$(reads | wc -l)
 expect_range 0 512 "read, then written"
@@ -280,7 +240,7 @@ expect_sound "writes"
 # Meanwhile: the base takes its time, and the same clusters are read by some and
 # written by others.
 new_top
-start_remote delay-read=100ms
+start_logged delay-read=100ms
 work base-cache=on runners=8
 copies=()
 for i in 1 2; do
@@ -288,7 +248,7 @@ for i in 1 2; do
   copies+=($!)
 done
 for ((round = 0; round < 8; round++)); do
-  io "write -z -u $((round * 900 + 450))k 80k" \
+  io_both "write -z -u $((round * 900 + 450))k 80k" \
     "write -P $((16 + round)) $((round * 1000 + 7))k 33k" \
     "write -P $((16 + round)) $(((round * 15 + 3) * 64))k 64k" \
     "write -P $((16 + round)) $((8000 - round * 700))k 512" \
@@ -301,7 +261,7 @@ done
 expect_content "written while it is fetched"
 stop_remote KILL
 expect_content "written while it is fetched, all of it kept"
-start_remote
+start_logged
 stop_nbdkit
 expect_sound "written while it is fetched"
 work -r
@@ -314,12 +274,12 @@ stop_remote
 
 say "trims"
 new_top
-start_remote
+start_logged
 work base-cache=on
 # Kept, then trimmed: whole clusters are zeros.  Never read: they are, too, or
 # still what they were; from then on they do not change.
 expect_range 0 640 "to be trimmed"
-io 'write -P 0x11 512k 128k'
+io_both 'write -P 0x11 512k 128k'
 qemu-io -t writeback -f raw -c 'discard 128k 128k' -c 'discard 512k 64k' \
   -c flush "$uri" > "$tmp/io.log" 2>&1 || { cat "$tmp/io.log"; fail "trim"; }
 nr=$(reads | wc -l)
@@ -349,7 +309,7 @@ awk '$1 < 655360 { bad = 1 } END { exit bad }' "$tmp/reads.since" ||
 stop_nbdkit
 work base-cache=on
 trimmed_is_zero "trimmed, after a restart"
-io 'write -P 0x12 130k 1k' 'write -P 0x13 575k 1k'
+io_both 'write -P 0x12 130k 1k' 'write -P 0x13 575k 1k'
 expect_content "written again"
 # Parts of clusters are zeros or as before, and nothing around them changes.
 qemu-io -t writeback -f raw -c 'discard 2050k 30k' -c 'discard 2180k 200k' \
@@ -383,7 +343,7 @@ stop_nbdkit
 # What was written here and trimmed before the base was ever read of it.
 new_top
 work base-cache=on
-io 'write -P 0x14 1000k 600k'
+io_both 'write -P 0x14 1000k 600k'
 qemu-io -t writeback -f raw -c 'discard 1010k 500k' -c flush "$uri" \
   > "$tmp/io.log" 2>&1 || { cat "$tmp/io.log"; fail "trim"; }
 for state in "at once" "after a restart"; do

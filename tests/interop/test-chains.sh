@@ -49,24 +49,6 @@ content_of ()
   sha=$(sha256sum < "$tmp/out" | cut -d ' ' -f 1)
 }
 
-# io COMMAND...: qemu-io on what is served, without a flush of its own.
-io ()
-{
-  local args=() c
-  for c in "$@"; do args+=(-c "$c"); done
-  qemu-io -t writeback -f raw "${args[@]}" "$uri" > "$tmp/io.log" 2>&1 ||
-    { cat "$tmp/io.log"; fail "qemu-io: $*"; }
-}
-
-# io_both COMMAND...: the same, and on $tmp/raw.
-io_both ()
-{
-  local args=() c
-  io "$@"
-  for c in "$@"; do args+=(-c "$c"); done
-  qemu-io -f raw "${args[@]}" "$tmp/raw" > /dev/null
-}
-
 # chain_of DIR [GUID]: the files of a disk, top first.  For descriptors with one
 # element a line, as ploop writes them.
 chain_of ()

@@ -83,24 +83,6 @@ expect_listed ()
     { cat "$tmp/list"; fail "export '$1' is listed without '$2'"; }
 }
 
-# io COMMAND...: qemu-io on the live disk.
-io ()
-{
-  local args=() c
-  for c in "$@"; do args+=(-c "$c"); done
-  qemu-io -t writeback -f raw "${args[@]}" "$uri" > "$tmp/io.log" 2>&1 ||
-    { cat "$tmp/io.log"; fail "qemu-io: $*"; }
-}
-
-# io_both COMMAND...: the same, and on the oracle $tmp/raw.
-io_both ()
-{
-  local args=() c
-  io "$@"
-  for c in "$@"; do args+=(-c "$c"); done
-  qemu-io -f raw "${args[@]}" "$tmp/raw" > /dev/null
-}
-
 # expect_refused NAME: there is no such export, and that is the server's answer.
 expect_refused ()
 {

@@ -21,23 +21,6 @@ tree_state ()
    find . ! -type d ! -name '*.lck' -printf '%p %s %T@ %i\n') | sort
 }
 
-# io COMMAND...: qemu-io on what is served, and on the oracle $tmp/raw.
-io ()
-{
-  local args=() c
-  for c in "$@"; do args+=(-c "$c"); done
-  qemu-io -t writeback -f raw "${args[@]}" "$uri" > "$tmp/io.log" 2>&1 ||
-    { cat "$tmp/io.log"; fail "qemu-io: $*"; }
-  qemu-io -f raw "${args[@]}" "$tmp/raw" > /dev/null
-}
-
-# expect_content WHAT: what is served is what the oracle has.
-expect_content ()
-{
-  nbdcopy "$uri" "$tmp/out"
-  cmp "$tmp/out" "$tmp/raw" || fail "$1: not the content that it must have"
-}
-
 # fill RAW KIB...: data at some places of a file.
 fill ()
 {
@@ -85,13 +68,13 @@ use_overlay ()
   [ "$(tree_state "$work")" = "$before" ] || fail "$what: changed by opening"
 
   start_nbdkit "$@" overlay="$overlay"
-  io 'write -P 0x21 0 512' 'write -P 0x22 1000k 200k' 'write -z -u 2000k 10k' \
+  io_both 'write -P 0x21 0 512' 'write -P 0x22 1000k 200k' 'write -z -u 2000k 10k' \
     'write -z -u 1M 64k' 'write -P 0x23 3333k 1k' \
     "write -P 0x24 $((size - 512)) 512"
   expect_content "$what, written"
-  io flush
+  io_both flush
   state=$(file_state "$overlay")
-  io 'write -P 0x25 100k 1k'
+  io_both 'write -P 0x25 100k 1k'
   expect_content "$what, written again"
   [ "$(file_state "$overlay")" != "$state" ] || fail "$what: written elsewhere"
   stop_nbdkit
@@ -106,7 +89,7 @@ use_overlay ()
   stop_nbdkit
   [ "$(file_state "$overlay")" = "$state" ] || fail "$what: changed by reading"
   start_nbdkit "$@" overlay="$overlay"
-  io 'write -P 0x26 2001k 3k' flush
+  io_both 'write -P 0x26 2001k 3k' flush
   expect_content "$what, on and on"
   stop_nbdkit
   [ "$(tree_state "$work")" = "$before" ] || fail "$what: changed"
@@ -131,7 +114,7 @@ expect_content "an overlay as the top of a chain"
 stop_nbdkit
 start_nbdkit file="$overlay" base="$work/base.hds" overlay="$tmp/second.hds"
 expect_content "an overlay over an overlay"
-io 'write -P 0x31 0 1M' 'write -P 0x32 7M 100k'
+io_both 'write -P 0x31 0 1M' 'write -P 0x32 7M 100k'
 expect_content "an overlay over an overlay, written"
 stop_nbdkit
 
@@ -158,7 +141,7 @@ for size in 1 100000; do
   truncate -s $(((size + 511) / 512 * 512)) "$tmp/raw"
   start_nbdkit file="$work/tiny" overlay="$overlay"
   expect_content "a raw file of $size bytes"
-  io 'write -P 0x33 0 512'
+  io_both 'write -P 0x33 0 512'
   expect_content "a raw file of $size bytes, written"
   stop_nbdkit
 done
@@ -283,7 +266,7 @@ cp --sparse=always "$work/small.hds.raw" "$tmp/raw"
 "$PLOOP_IMG" create -q --cluster-size=64K "$work/top.hds" 8M
 start_nbdkit file="$work/top.hds" base="$work/small.hds"
 expect_content "a smaller base"
-io 'write -P 0x41 3145k 2k' 'write -P 0x42 4M 1k'
+io_both 'write -P 0x41 3145k 2k' 'write -P 0x42 4M 1k'
 expect_content "a smaller base, written"
 stop_nbdkit
 make_image "$work/large.hds" 64K 12M
