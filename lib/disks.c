@@ -37,6 +37,18 @@ has_descriptor (int directory_fd, const char *name)
   return faccessat (directory_fd, xml, F_OK, AT_SYMLINK_NOFOLLOW) == 0;
 }
 
+/* One that is a link describes what lies elsewhere. */
+static bool
+has_own_descriptor (int directory_fd, const char *name)
+{
+  g_autofree char *xml =
+    g_strdup_printf ("%s/%s", name, DESCRIPTOR_FILE_NAME);
+  struct stat st;
+
+  return fstatat (directory_fd, xml, &st, AT_SYMLINK_NOFOLLOW) == 0
+         && S_ISREG (st.st_mode);
+}
+
 /* Is the regular file NAME an image, by its first bytes? */
 static bool
 is_image (int directory_fd, const char *name)
@@ -104,7 +116,8 @@ walk (int directory_fd, const char *name, unsigned depth, GPtrArray *list)
   DIR *stream;
 
   if (has_descriptor (directory_fd, ".")) {
-    g_ptr_array_add (list, g_strdup (name));
+    if (has_own_descriptor (directory_fd, "."))
+      g_ptr_array_add (list, g_strdup (name));
     close (directory_fd);
     return;
   }
@@ -199,8 +212,8 @@ judge (int directory_fd, const char *name, int fd)
     return "it is part of a disk that a DiskDescriptor.xml describes: give the "
            "directory of that";
   if (S_ISDIR (st.st_mode))
-    return has_descriptor (directory_fd, name)
-             ? NULL : "the directory holds no DiskDescriptor.xml";
+    return has_own_descriptor (directory_fd, name)
+             ? NULL : "the directory holds no DiskDescriptor.xml of its own";
   return is_image (directory_fd, name) ? NULL : "it is no ploop image";
 }
 

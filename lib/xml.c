@@ -84,6 +84,10 @@ start_libxml (void)
 
   if (g_once_init_enter (&started)) {
     xmlInitParser ();
+    /* GLib 2.74 calls a number invalid when another thread is just making the locale
+     * for the first one: waiting for that leaves EAGAIN in errno.
+     */
+    (void) g_ascii_strtoull ("0", NULL, 10);
     g_once_init_leave (&started, 1);
   }
 }

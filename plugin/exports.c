@@ -129,13 +129,15 @@ open_disk (struct entry *entry, GError **error)
   return entry->path ? ploop_open (entry->path, &open, error) : NULL;
 }
 
+/* Snapshots have none of their own. */
 static struct entry *
 get_disk (const struct entry *snapshot, GError **error)
 {
   g_autofree char *name =
     g_strndup (snapshot->name, (gsize) (snapshot->guid - snapshot->name - 1));
+  g_autofree char *path = ploop_find_disk (options.path, name, error);
 
-  return get_entry (name, error);
+  return path ? get_entry (name, error) : NULL;
 }
 
 /* Of a snapshot, the disk is opened first: they share its locks. */
