@@ -630,7 +630,7 @@ load_start (const struct load *load)
     c->load = &run->load;
     c->counts = run->load.counts;
     c->number = i;
-    c->nbd = server_connect (load->server);
+    c->nbd = server_connect_to (load->server, load->export ? load->export : "");
     c->can_fast_zero = nbd_can_fast_zero (c->nbd) == 1;
     c->can_cache = nbd_can_cache (c->nbd) == 1;
     rng_init (&c->rng, load->stream * LOAD_MAX_CONNECTIONS + i);

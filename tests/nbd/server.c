@@ -147,7 +147,8 @@ become_server (const struct server *server, const char *image,
   if (flags & SERVER_READ_ONLY)
     argv[argc++] = "-r";
   argv[argc++] = server->plugin;
-  argv[argc++] = format_string ("file=%s", image);
+  argv[argc++] = format_string ("%s=%s", flags & SERVER_DIRECTORY ? "dir" : "file",
+                                image);
   append_words (argv, &argc, 50, strdup (own_parameters));
   if (parameters != NULL)
     append_words (argv, &argc, 60, strdup (parameters));
@@ -320,6 +321,12 @@ server_log (const struct server *server)
   return server->log;
 }
 
+pid_t
+server_pid (const struct server *server)
+{
+  return server->pid;
+}
+
 void
 server_terminate (struct server *server)
 {
@@ -413,7 +420,7 @@ server_stop_or_aborted (struct server *server)
 }
 
 struct nbd_handle *
-server_try_connect (const struct server *server)
+server_try_connect_to (const struct server *server, const char *export)
 {
   struct nbd_handle *nbd = nbd_create ();
 
@@ -430,6 +437,8 @@ server_try_connect (const struct server *server)
     fail_nbd ("nbd_set_full_info");
   if (nbd_add_meta_context (nbd, LIBNBD_CONTEXT_BASE_ALLOCATION) == -1)
     fail_nbd ("nbd_add_meta_context");
+  if (nbd_set_export_name (nbd, export) == -1)
+    fail_nbd ("nbd_set_export_name");
   if (nbd_connect_unix (nbd, server->socket) == -1) {
     nbd_close (nbd);
     return NULL;
@@ -438,13 +447,25 @@ server_try_connect (const struct server *server)
 }
 
 struct nbd_handle *
-server_connect (const struct server *server)
+server_try_connect (const struct server *server)
 {
-  struct nbd_handle *nbd = server_try_connect (server);
+  return server_try_connect_to (server, "");
+}
+
+struct nbd_handle *
+server_connect_to (const struct server *server, const char *export)
+{
+  struct nbd_handle *nbd = server_try_connect_to (server, export);
 
   if (nbd == NULL)
-    fail_nbd ("connect");
+    fail_nbd (*export ? export : "connect");
   return nbd;
+}
+
+struct nbd_handle *
+server_connect (const struct server *server)
+{
+  return server_connect_to (server, "");
 }
 
 void

@@ -21,6 +21,7 @@ struct server;
 enum {
   SERVER_READ_ONLY = 1,         /* nbdkit -r */
   SERVER_UNPRIVILEGED = 2,      /* as nobody, when the test is root */
+  SERVER_DIRECTORY = 4,         /* all disks below IMAGE, which is a directory */
 };
 
 /* Serve IMAGE.  Fails when the server does not come up. */
@@ -58,11 +59,20 @@ bool server_stop_or_aborted (struct server *server);
 /* The path of the log, to grep in. */
 const char *server_log (const struct server *server);
 
+/* Its process, to look at. */
+pid_t server_pid (const struct server *server);
+
 /* A new connection, ready for requests, base:allocation among them. */
 struct nbd_handle *server_connect (const struct server *server);
 
 /* As server_connect, but NULL when the server goes away meanwhile. */
 struct nbd_handle *server_try_connect (const struct server *server);
+
+/* The same to an export that has a name. */
+struct nbd_handle *server_connect_to (const struct server *server,
+                                      const char *export);
+struct nbd_handle *server_try_connect_to (const struct server *server,
+                                          const char *export);
 
 /* Disconnect in the protocol's way and close. */
 void server_disconnect (struct nbd_handle *nbd);
