@@ -657,6 +657,16 @@ struct ploop_check_result {
 int ploop_check (const char *path, ploop_finding_fn report, void *opaque,
                  struct ploop_check_result *result, GError **error);
 
+/* ---- What takes its time ----------------------------------------------- */
+
+/* Called before the first piece of work and after each one (of compacting: a MiB of
+ * data at most, or a hole), with how many bytes of NR_BYTES are done.  Returns false
+ * to end it; is not called again then.  Called by the thread that is in the function
+ * that works, on whose disks it must not work.
+ */
+typedef bool (*ploop_progress_fn) (void *opaque, uint64_t nr_bytes_done,
+                                   uint64_t nr_bytes);
+
 /* ---- Compacting -------------------------------------------------------- */
 
 struct ploop_compact_options {
@@ -678,14 +688,6 @@ struct ploop_compact_result {
   uint64_t allocated_before;    /* bytes of storage that the file takes */
   uint64_t allocated_after;
 };
-
-/* Called before the first cluster is moved and after each piece of data (a MiB at
- * most) or hole, with how many bytes of NR_BYTES, all clusters that have to move,
- * are done.  Returns false to end it; is not called again then.  Called by the
- * thread that is in ploop_compact, on whose image it must not work.
- */
-typedef bool (*ploop_progress_fn) (void *opaque, uint64_t nr_bytes_done,
-                                   uint64_t nr_bytes);
 
 /* Make the file of the image PATH, which nobody may use meanwhile, as small as
  * its clusters: the highest are moved into free space below them, the end of the
@@ -723,6 +725,39 @@ int ploop_compact (const char *path,
                    const struct ploop_compact_options *options,
                    ploop_progress_fn progress, void *opaque,
                    struct ploop_compact_result *result, GError **error);
+
+/* ---- Comparing --------------------------------------------------------- */
+
+struct ploop_compare_options {
+  const char *snapshots[2];     /* GUIDs; NULL: the disk as it is now */
+  bool strict;                  /* disks of different sizes are different */
+  ploop_log_fn log;             /* NULL: no messages */
+  void *log_opaque;
+};
+
+struct ploop_compare_result {
+  bool same;
+  bool interrupted;             /* by the callback; no difference until then */
+  uint64_t offset;              /* of the first byte that differs, if not same */
+  uint64_t sizes[2];            /* of the disks, bytes */
+  uint64_t bytes_read;          /* of each: holes that both have are left out */
+};
+
+/* Do the disks PATH and OTHER read the same?  Each is a ploop disk by any name that
+ * ploop_open takes, a raw file or block device, or the URI of an NBD export.  A disk
+ * that ends before the other goes on with zeros, unless options->strict.
+ *
+ * Ploop disks are locked as for reading; nothing is changed.  Several threads read,
+ * with 8 MiB of memory in all.  OPTIONS and PROGRESS may be NULL.  What changes
+ * meanwhile (raw files, exports) is compared as it is when it is read.
+ *
+ * Returns 0 with RESULT filled in, or -1 with ERROR set when a disk cannot be opened,
+ * or not be read up to the first difference.
+ */
+int ploop_compare (const char *path, const char *other,
+                   const struct ploop_compare_options *options,
+                   ploop_progress_fn progress, void *opaque,
+                   struct ploop_compare_result *result, GError **error);
 
 G_END_DECLS
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 
-/* ploop-img: creates, describes, checks and compacts ploop images.
+/* ploop-img: creates, describes, checks, compacts and compares ploop images.
  *
  * Finds the subcommand in the table below and runs it.  Each subcommand is a
  * file of its own and reads its own options; only --help and --version are
@@ -24,6 +24,7 @@ static const struct subcommand subcommands[] = {
   { "info", "FILE", "Show what an image is", info_run },
   { "check", "FILE", "Look for damage, changing nothing", check_run },
   { "compact", "FILE", "Make the file as small as its data", compact_run },
+  { "compare", "DISK OTHER", "Do two disks read the same?", compare_run },
   { "help", "[SUBCOMMAND]", "Show how to use a subcommand", help_run },
 };
 
@@ -73,7 +74,7 @@ print_help (void)
           "  ploop-img SUBCOMMAND [OPTION...] ARGUMENT...\n"
           "  ploop-img --help | --version\n"
           "\n"
-          "Create, describe, check and compact ploop disk images.\n"
+          "Create, describe, check, compact and compare ploop disk images.\n"
           "\n"
           "Subcommands:\n");
   for (size_t i = 0; i < G_N_ELEMENTS (subcommands); i++) {

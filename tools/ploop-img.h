@@ -16,6 +16,8 @@
 #include <glib.h>
 #include <json-glib/json-glib.h>
 
+#include "ploop-core.h"
+
 /* A row of the table in ploop-img.c.  run gets the arguments that follow the
  * tool's name, argv[0] being the name of the subcommand, and returns the exit
  * status of the process.
@@ -31,6 +33,7 @@ int create_run (const struct subcommand *self, int argc, char **argv);
 int info_run (const struct subcommand *self, int argc, char **argv);
 int check_run (const struct subcommand *self, int argc, char **argv);
 int compact_run (const struct subcommand *self, int argc, char **argv);
+int compare_run (const struct subcommand *self, int argc, char **argv);
 
 /* command-line.c */
 
@@ -68,6 +71,29 @@ int report_usage_error (const struct subcommand *self, const char *format, ...)
  * reports the failure and returns EXIT_FAILURE.  Nothing may be printed after.
  */
 int report_finish (int status);
+
+/* A ploop_log_fn: warnings go to standard error. */
+void report_log (void *opaque, enum ploop_log_level level,
+                 const char *message);
+
+/* progress.c */
+
+struct progress {
+  bool shown;
+  int percent;                  /* as drawn; -1: not yet */
+  size_t width;                 /* of what is told behind it */
+  gint64 begun, drawn;          /* us */
+};
+
+/* From now on SIGHUP, SIGINT and SIGTERM end what is done, in the orderly way; a
+ * second one kills.  The bar is shown on a terminal, unless QUIET, or if ASKED_FOR.
+ */
+void progress_begin (struct progress *progress, bool asked_for, bool quiet);
+
+/* A ploop_progress_fn; OPAQUE is the progress. */
+bool progress_step (void *opaque, uint64_t nr_bytes_done, uint64_t nr_bytes);
+
+void progress_end (const struct progress *progress);
 
 /* output.c */
 

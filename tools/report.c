@@ -37,6 +37,14 @@ report_usage_error (const struct subcommand *self, const char *format, ...)
   return EXIT_FAILURE;
 }
 
+void
+report_log (void *opaque G_GNUC_UNUSED, enum ploop_log_level level,
+            const char *message)
+{
+  if (level == PLOOP_LOG_WARNING)
+    fprintf (stderr, "ploop-img: warning: %s\n", message);
+}
+
 int
 report_finish (int status)
 {
