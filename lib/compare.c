@@ -1,48 +1,27 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 
-/* Comparing two disks: ploop_compare in ploop-core.h.
- *
- * Several threads take pieces in order, read them from both and compare; holes that
- * both have are left out.  The first difference of all is wanted, so a thread that
- * finds one lets those that are at pieces before it go on.
- */
+/* Comparing two disks: ploop_compare in ploop-core.h. */
 
 #include <config.h>
 
-#include <pthread.h>
 #include <string.h>
 
+#include "pieces.h"
 #include "store.h"
-#include "thread.h"
-
-#define PIECE_BYTES (UINT64_C (1) << 20)
-#define NR_THREADS 4u
 
 struct comparison {
   struct store *stores[2];
   uint64_t size;                /* of the larger one */
-
-  pthread_mutex_t lock;         /* for what follows */
-  pthread_cond_t changed;
-  uint64_t next;                /* where the next piece is looked for */
-  uint64_t done;                /* bytes, holes too */
-  uint64_t compared;            /* bytes that were read */
+  uint8_t *bufs[PIECES_NR_THREADS][2];
+  GMutex lock;                  /* for: */
   uint64_t difference;          /* the first one known; UINT64_MAX: none */
-  unsigned nr_running;
-  bool cancelled;
-  GError *error;                /* the one at the lowest offset */
-  uint64_t error_offset;        /* UINT64_MAX: none */
 };
 
-struct piece {
-  uint64_t offset;
-  size_t length;
-};
-
-/* Where the next data of either is, from OFFSET on. */
+/* Where the next data of either is. */
 static uint64_t
-next_data (struct comparison *comparison, uint64_t offset)
+next_data (void *opaque, uint64_t offset)
 {
+  struct comparison *comparison = opaque;
   uint64_t first = comparison->size;
 
   for (unsigned i = 0; i < 2; i++) {
@@ -52,25 +31,6 @@ next_data (struct comparison *comparison, uint64_t offset)
       first = MIN (first, start);
   }
   return first;
-}
-
-/* With the lock held.  Returns false when there is nothing left. */
-static bool
-take_piece (struct comparison *comparison, struct piece *piece)
-{
-  const uint64_t begin = comparison->next;
-  uint64_t end;
-
-  if (comparison->cancelled || comparison->error
-      || begin >= comparison->difference || begin >= comparison->size)
-    return false;
-  piece->offset = next_data (comparison, begin);
-  end = MIN ((piece->offset / PIECE_BYTES + 1) * PIECE_BYTES,
-             comparison->size);
-  comparison->next = piece->offset == comparison->size ? piece->offset : end;
-  comparison->done += piece->offset - begin;
-  piece->length = (size_t) (comparison->next - piece->offset);
-  return piece->length > 0;
 }
 
 /* Where two pieces differ first; they do. */
@@ -86,171 +46,77 @@ first_difference (const uint8_t *a, const uint8_t *b, size_t length)
   return i;
 }
 
-/* With the lock held: STORE has not let the piece be read.  Pieces are taken in
- * order, so all that lie before it are read, too, or about to be.
- */
-static void
-note_error (struct comparison *comparison, const struct piece *piece,
-            const struct store *store, int r)
+static bool
+read_both (struct comparison *comparison, uint8_t *const bufs[2],
+           uint64_t offset, size_t length, GError **error)
 {
-  if (piece->offset >= comparison->error_offset)
-    return;
-  comparison->error_offset = piece->offset;
-  g_clear_error (&comparison->error);
-  error_set_system (&comparison->error, r, "%s: cannot be read at byte %"
-                    G_GUINT64_FORMAT, store_name (store), piece->offset);
-}
+  for (unsigned i = 0; i < 2; i++) {
+    struct store *store = comparison->stores[i];
+    const int r = store_read (store, bufs[i], length, offset);
 
-/* With the lock held: the piece has been read into BUFS. */
-static void
-judge (struct comparison *comparison, const struct piece *piece,
-       uint8_t *const bufs[2], bool same)
-{
-  comparison->done += piece->length;
-  comparison->compared += piece->length;
-  if (!same)
-    comparison->difference =
-      MIN (comparison->difference,
-           piece->offset + first_difference (bufs[0], bufs[1], piece->length));
+    if (r < 0) {
+      error_set_system (error, r, "%s: cannot be read at byte %"
+                        G_GUINT64_FORMAT, store_name (store), offset);
+      return false;
+    }
+  }
+  return true;
 }
 
 static int
-read_both (struct comparison *comparison, const struct piece *piece,
-           uint8_t *const bufs[2], unsigned *which)
-{
-  int r = 0;
-
-  for (*which = 0; *which < 2; ++*which) {
-    r = store_read (comparison->stores[*which], bufs[*which], piece->length,
-                    piece->offset);
-    if (r < 0)
-      break;
-  }
-  return r;
-}
-
-static void
-compare_piece (struct comparison *comparison, const struct piece *piece,
-               uint8_t *const bufs[2])
-{
-  unsigned which;
-  const int r = read_both (comparison, piece, bufs, &which);
-  const bool same = r == 0 && memcmp (bufs[0], bufs[1], piece->length) == 0;
-
-  pthread_mutex_lock (&comparison->lock);
-  if (r == 0)
-    judge (comparison, piece, bufs, same);
-  else
-    note_error (comparison, piece, comparison->stores[which], r);
-  pthread_cond_broadcast (&comparison->changed);
-}
-
-/* Takes and leaves the lock. */
-static void *
-work (void *opaque)
+compare_piece (void *opaque, unsigned thread, uint64_t offset, size_t length,
+               GError **error)
 {
   struct comparison *comparison = opaque;
-  uint8_t *const bufs[2] = { g_malloc (PIECE_BYTES), g_malloc (PIECE_BYTES) };
-  struct piece piece;
+  uint8_t *const *bufs = comparison->bufs[thread];
+  uint64_t difference;
 
-  pthread_mutex_lock (&comparison->lock);
-  while (take_piece (comparison, &piece)) {
-    pthread_mutex_unlock (&comparison->lock);
-    compare_piece (comparison, &piece, bufs);
-  }
-  comparison->nr_running--;
-  pthread_cond_broadcast (&comparison->changed);
-  pthread_mutex_unlock (&comparison->lock);
-  g_free (bufs[0]);
-  g_free (bufs[1]);
-  return NULL;
-}
-
-/* With the lock held, which is let go meanwhile. */
-static void
-tell_progress (struct comparison *comparison, ploop_progress_fn progress,
-               void *opaque)
-{
-  const uint64_t done = comparison->done;
-  bool goes_on;
-
-  if (!progress || comparison->cancelled)
-    return;
-  pthread_mutex_unlock (&comparison->lock);
-  goes_on = progress (opaque, done, comparison->size);
-  pthread_mutex_lock (&comparison->lock);
-  comparison->cancelled = !goes_on;
-}
-
-/* Returns 0 or a negative errno. */
-static int
-run_threads (struct comparison *comparison, ploop_progress_fn progress,
-             void *opaque)
-{
-  pthread_t threads[NR_THREADS];
-  unsigned nr = 0;
-  int r = 0;
-
-  pthread_mutex_lock (&comparison->lock);
-  for (; nr < NR_THREADS && r == 0; nr += r == 0) {
-    r = thread_start (&threads[nr], "ploop-compare", work, comparison);
-    comparison->nr_running += r == 0;
-  }
-  tell_progress (comparison, progress, opaque);
-  while (comparison->nr_running > 0) {
-    pthread_cond_wait (&comparison->changed, &comparison->lock);
-    tell_progress (comparison, progress, opaque);
-  }
-  pthread_mutex_unlock (&comparison->lock);
-  for (unsigned i = 0; i < nr; i++)
-    pthread_join (threads[i], NULL);
-  return nr > 0 ? 0 : r;
+  if (!read_both (comparison, bufs, offset, length, error))
+    return -1;
+  if (memcmp (bufs[0], bufs[1], length) == 0)
+    return 0;
+  difference = offset + first_difference (bufs[0], bufs[1], length);
+  g_mutex_lock (&comparison->lock);
+  comparison->difference = MIN (comparison->difference, difference);
+  g_mutex_unlock (&comparison->lock);
+  return 1;
 }
 
 static int
-compare_content (struct comparison *comparison, ploop_progress_fn progress,
-                 void *opaque, GError **error)
+compare_content (struct comparison *comparison, struct pieces *pieces,
+                 GError **error)
 {
   int r;
 
-  pthread_mutex_init (&comparison->lock, NULL);
-  pthread_cond_init (&comparison->changed, NULL);
-  r = run_threads (comparison, progress, opaque);
-  pthread_mutex_destroy (&comparison->lock);
-  pthread_cond_destroy (&comparison->changed);
-  if (r < 0) {
-    error_set_system (error, r, "threads cannot be started");
-    return -1;
-  }
-  /* A difference before what cannot be read is one all the same. */
-  if (comparison->error
-      && comparison->difference >= comparison->error_offset) {
-    g_propagate_error (error, comparison->error);
-    return -1;
-  }
-  g_clear_error (&comparison->error);
-  return 0;
+  g_mutex_init (&comparison->lock);
+  for (unsigned i = 0; i < 2 * PIECES_NR_THREADS; i++)
+    comparison->bufs[i / 2][i % 2] = g_malloc (PIECES_BYTES);
+  r = pieces_run (pieces, error);
+  for (unsigned i = 0; i < 2 * PIECES_NR_THREADS; i++)
+    g_free (comparison->bufs[i / 2][i % 2]);
+  g_mutex_clear (&comparison->lock);
+  return r;
 }
 
 static int
-compare_stores (struct comparison *comparison,
-                const struct ploop_compare_options *options,
-                ploop_progress_fn progress, void *opaque,
-                struct ploop_compare_result *result, GError **error)
+compare_stores (struct comparison *comparison, bool strict,
+                struct pieces *pieces, struct ploop_compare_result *result,
+                GError **error)
 {
   for (unsigned i = 0; i < 2; i++)
     result->sizes[i] = store_size (comparison->stores[i]);
-  comparison->size = MAX (result->sizes[0], result->sizes[1]);
-  if (options->strict && result->sizes[0] != result->sizes[1])
+  comparison->size = pieces->size =
+    MAX (result->sizes[0], result->sizes[1]);
+  if (strict && result->sizes[0] != result->sizes[1])
     result->offset = MIN (result->sizes[0], result->sizes[1]);
   else {
-    if (compare_content (comparison, progress, opaque, error) == -1)
+    if (compare_content (comparison, pieces, error) == -1)
       return -1;
     result->offset = comparison->difference;
   }
   result->same = result->offset == UINT64_MAX;
-  result->bytes_read = comparison->compared;
-  result->interrupted = result->same && comparison->cancelled;
+  result->bytes_read = pieces->worked;
+  result->interrupted = result->same && pieces->cancelled;
   return 0;
 }
 
@@ -264,9 +130,13 @@ ploop_compare (const char *path, const char *other,
   const struct ploop_compare_options *o = options ? options : &none;
   const char *const names[] = { path, other };
   const struct log log = { o->log, o->log_opaque };
-  struct comparison comparison = {
-    .difference = UINT64_MAX,
-    .error_offset = UINT64_MAX,
+  struct comparison comparison = { .difference = UINT64_MAX };
+  struct pieces pieces = {
+    .next_data = next_data,
+    .work = compare_piece,
+    .opaque = &comparison,
+    .progress = progress,
+    .progress_opaque = opaque,
   };
   int r = 0;
 
@@ -276,7 +146,7 @@ ploop_compare (const char *path, const char *other,
     r = comparison.stores[i] ? 0 : -1;
   }
   if (r == 0)
-    r = compare_stores (&comparison, o, progress, opaque, result, error);
+    r = compare_stores (&comparison, o->strict, &pieces, result, error);
   store_close (comparison.stores[1]);
   store_close (comparison.stores[0]);
   return r;
