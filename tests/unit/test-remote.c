@@ -526,8 +526,8 @@ START_TEST (read_fails_when_the_server_stays_away)
   start_readers (readers, G_N_ELEMENTS (readers), remote, 0);
   kill_server (&server);
   join_readers (readers, G_N_ELEMENTS (readers), -EIO);
-  ck_assert_uint_eq (nr_lost, 1);
-  ck_assert_uint_eq (nr_back, 0);
+  /* Some may still have had their answers when others had lost theirs. */
+  ck_assert_uint_eq (nr_lost, nr_back + 1);
   ck_assert_int_eq (read_pattern (remote, 100, 0), -EIO);
   /* What needs no server. */
   ck_assert_int_eq (read_pattern (remote, 100, 64 * MIB), 0);
@@ -535,8 +535,7 @@ START_TEST (read_fails_when_the_server_stays_away)
   start_server (&server, ARGS ("pattern", "64M"));
   start_readers (readers, G_N_ELEMENTS (readers), remote, 20);
   join_readers (readers, G_N_ELEMENTS (readers), 0);
-  ck_assert_uint_eq (nr_lost, 1);
-  ck_assert_uint_eq (nr_back, 1);
+  ck_assert_uint_eq (nr_lost, nr_back);
   remote_close (remote);
   end_server (&server);
 }
