@@ -759,6 +759,48 @@ int ploop_compare (const char *path, const char *other,
                    ploop_progress_fn progress, void *opaque,
                    struct ploop_compare_result *result, GError **error);
 
+/* ---- Converting -------------------------------------------------------- */
+
+struct ploop_convert_options {
+  const char *snapshot;         /* GUID; NULL: the disk as it is now */
+  bool raw;                     /* to a raw file; else to an image: */
+  unsigned version;             /* 1 or 2; 0: 2 */
+  uint32_t cluster_size;        /* as in ploop_create; 0: 1 MiB */
+  bool overwrite;               /* replace a file that exists */
+  bool target_is_zero;          /* the export that is written to reads as zeros */
+  ploop_log_fn log;             /* NULL: no messages */
+  void *log_opaque;
+};
+
+struct ploop_convert_result {
+  bool interrupted;             /* by the callback: there is no copy */
+  uint64_t size;                /* of the disk, bytes */
+  uint64_t bytes_read;          /* the rest are holes */
+  uint64_t bytes_written;       /* the rest are zeros */
+};
+
+/* Copy the disk PATH, with all its deltas, to TARGET, alone and whole.  PATH is what
+ * ploop_compare takes; TARGET a new image, a new raw file, or the URI of an NBD export
+ * that may be written and is as large at least.  An image is as large as the disk,
+ * rounded up to sectors.  Zeros become holes.
+ *
+ * A file is written under another name, TARGET.part, and renamed when all of it is on
+ * disk: at every instant there is what was there before, or the copy.  Without
+ * overwrite a file that exists is left alone (PLOOP_ERROR_EXISTS); with it, it must
+ * not be in use.  An export is zeroed first, unless it is zeros; it is flushed in the
+ * end.
+ *
+ * PATH is locked as for reading if it is a ploop disk, and not changed.  Several
+ * threads work, with 4 MiB of memory in all.  OPTIONS and PROGRESS may be NULL.
+ *
+ * Returns 0, also when interrupted, with RESULT filled in; or -1 with ERROR set, and
+ * no copy.
+ */
+int ploop_convert (const char *path, const char *target,
+                   const struct ploop_convert_options *options,
+                   ploop_progress_fn progress, void *opaque,
+                   struct ploop_convert_result *result, GError **error);
+
 G_END_DECLS
 
 #endif /* PLOOP_CORE_H */

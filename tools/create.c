@@ -7,51 +7,9 @@
 
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "ploop-core.h"
 #include "ploop-img.h"
-
-#define DEFAULT_VERSION 2
-#define DEFAULT_CLUSTER_SIZE (1024 * 1024)
-
-static bool
-parse_version (const char *text, unsigned *version, GError **error)
-{
-  if (text == NULL)
-    *version = DEFAULT_VERSION;
-  else if (strcmp (text, "1") == 0)
-    *version = 1;
-  else if (strcmp (text, "2") == 0)
-    *version = 2;
-  else {
-    g_set_error (error, G_OPTION_ERROR, G_OPTION_ERROR_BAD_VALUE,
-                 "--version: '%s' is not a version of the format: use 1 or 2",
-                 text);
-    return false;
-  }
-  return true;
-}
-
-/* 0 would ask the library for its default, which nobody means who writes it. */
-static bool
-parse_cluster_size (const char *text, uint32_t *cluster_size, GError **error)
-{
-  uint64_t bytes = DEFAULT_CLUSTER_SIZE;
-
-  if (text != NULL && !size_parse (text, &bytes, error)) {
-    g_prefix_error (error, "--cluster-size: ");
-    return false;
-  }
-  if (bytes == 0 || bytes > UINT32_MAX) {
-    g_set_error (error, G_OPTION_ERROR, G_OPTION_ERROR_BAD_VALUE,
-                 "--cluster-size: '%s' cannot be used: use a power of two "
-                 "from 32K to 64M", text);
-    return false;
-  }
-  *cluster_size = (uint32_t) bytes;
-  return true;
-}
 
 static void
 print_created (const char *path, const struct ploop_create_options *options)
@@ -88,8 +46,8 @@ create_run (const struct subcommand *self, int argc, char **argv)
   if (arguments == NULL)
     return status;
   options.overwrite = force;
-  if (!parse_version (version, &options.version, &error) ||
-      !parse_cluster_size (cluster_size, &options.cluster_size, &error) ||
+  if (!format_parse_version (version, &options.version, &error) ||
+      !format_parse_cluster_size (cluster_size, &options.cluster_size, &error) ||
       !size_parse (arguments[1], &options.size, &error))
     return report_usage_error (self, "%s", error->message);
   if (ploop_create (arguments[0], &options, &error) == -1)

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 
-/* ploop-img: creates, describes, checks, compacts and compares ploop images.
+/* ploop-img: creates, describes, checks, compacts, compares and converts ploop
+ * images.
  *
  * Finds the subcommand in the table below and runs it.  Each subcommand is a
  * file of its own and reads its own options; only --help and --version are
@@ -25,6 +26,7 @@ static const struct subcommand subcommands[] = {
   { "check", "FILE", "Look for damage, changing nothing", check_run },
   { "compact", "FILE", "Make the file as small as its data", compact_run },
   { "compare", "DISK OTHER", "Do two disks read the same?", compare_run },
+  { "convert", "DISK TARGET", "Copy a disk into another form", convert_run },
   { "help", "[SUBCOMMAND]", "Show how to use a subcommand", help_run },
 };
 
@@ -74,7 +76,8 @@ print_help (void)
           "  ploop-img SUBCOMMAND [OPTION...] ARGUMENT...\n"
           "  ploop-img --help | --version\n"
           "\n"
-          "Create, describe, check, compact and compare ploop disk images.\n"
+          "Create, describe, check, compact, compare and convert ploop disk "
+          "images.\n"
           "\n"
           "Subcommands:\n");
   for (size_t i = 0; i < G_N_ELEMENTS (subcommands); i++) {

@@ -34,6 +34,7 @@ int info_run (const struct subcommand *self, int argc, char **argv);
 int check_run (const struct subcommand *self, int argc, char **argv);
 int compact_run (const struct subcommand *self, int argc, char **argv);
 int compare_run (const struct subcommand *self, int argc, char **argv);
+int convert_run (const struct subcommand *self, int argc, char **argv);
 
 /* command-line.c */
 
@@ -59,6 +60,16 @@ char *size_format (uint64_t bytes);
 
 /* The same, followed by the exact number: "16 TiB (17592186044416 bytes)". */
 char *size_format_exact (uint64_t bytes);
+
+/* format.c */
+
+/* Read the argument of --version or --cluster-size; NULL, when it was not given, is
+ * the default.  Return false and set ERROR, which names it and what is accepted.
+ */
+bool format_parse_version (const char *text, unsigned *version,
+                           GError **error);
+bool format_parse_cluster_size (const char *text, uint32_t *cluster_size,
+                                GError **error);
 
 /* report.c */
 

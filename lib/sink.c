@@ -1,0 +1,377 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+
+/* New images, raw files and exports: see sink.h. */
+
+#include <config.h>
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <libnbd.h>
+
+#include "format.h"
+#include "lock.h"
+#include "replace.h"
+#include "sink.h"
+
+/* What one request to a server zeroes; some take no more than 32 bits allow. */
+#define ZERO_BYTES (UINT64_C (1) << 30)
+
+struct sink {
+  char *name;
+  ploop_image *image;           /* one of these three */
+  int fd;                       /* -1: none */
+  struct nbd_handle **handles;  /* one a thread, or the same for all */
+  unsigned nr_handles;          /* that are connected */
+  unsigned nr_threads;
+  GMutex lock;                  /* for a handle that is for all */
+
+  char *part;                   /* a file's name until it is whole */
+  bool is_ours;                 /* nobody else writes to that */
+  bool overwrite;
+  int old_fd;                   /* what is replaced, locked; -1: nothing */
+};
+
+static void
+free_sink (struct sink *sink)
+{
+  for (unsigned i = 0; i < sink->nr_handles; i++)
+    nbd_close (sink->handles[i]);
+  g_free (sink->handles);
+  if (sink->fd >= 0)
+    close (sink->fd);
+  if (sink->old_fd >= 0)
+    close (sink->old_fd);
+  g_mutex_clear (&sink->lock);
+  g_free (sink->part);
+  g_free (sink->name);
+  g_free (sink);
+}
+
+/* ---- Files ------------------------------------------------------------- */
+
+/* What is there already, if anything: may it be replaced?  It is kept locked until
+ * it has been.
+ */
+static bool
+look_at_old (struct sink *sink, GError **error)
+{
+  struct stat st;
+
+  if (lstat (sink->name, &st) == -1) {
+    if (errno == ENOENT)
+      return true;
+    error_set_system (error, errno, "%s: cannot be examined", sink->name);
+    return false;
+  }
+  if (!sink->overwrite || !S_ISREG (st.st_mode)) {
+    g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_EXISTS,
+                 S_ISREG (st.st_mode)
+                   ? "%s: exists already: choose another name, or overwrite it"
+                   : "%s: exists and is not a regular file: choose another "
+                     "name", sink->name);
+    return false;
+  }
+  sink->old_fd = open (sink->name, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+  if (sink->old_fd == -1) {
+    error_set_system (error, errno, "%s: cannot be replaced", sink->name);
+    return false;
+  }
+  if (lock_image (sink->old_fd, sink->name, true, error))
+    return true;
+  g_prefix_error (error, "%s: ", sink->name);
+  return false;
+}
+
+/* Emptied only when it is locked: another copy may be on its way to it. */
+static bool
+open_raw (struct sink *sink, uint64_t size, GError **error)
+{
+  sink->fd = open (sink->part, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW,
+                   0600);
+  if (sink->fd >= 0 && !lock_image (sink->fd, sink->part, true, error)) {
+    g_prefix_error (error, "%s: ", sink->part);
+    return false;
+  }
+  sink->is_ours = sink->fd >= 0;
+  if (sink->fd >= 0 && ftruncate (sink->fd, 0) == 0
+      && ftruncate (sink->fd, (off_t) size) == 0)
+    return true;
+  error_set_system (error, errno, "%s: cannot be created with %"
+                    G_GUINT64_FORMAT " bytes", sink->part, size);
+  return false;
+}
+
+static bool
+open_image (struct sink *sink, uint64_t size,
+            const struct sink_options *options, const struct log *log,
+            GError **error)
+{
+  const struct ploop_create_options create = {
+    .size = (size + FORMAT_SECTOR_SIZE - 1) / FORMAT_SECTOR_SIZE
+            * FORMAT_SECTOR_SIZE,
+    .cluster_size = options->cluster_size,
+    .version = options->version,
+    .overwrite = true,
+  };
+  const struct ploop_open_options open = {
+    .log = log->write,
+    .log_opaque = log->opaque,
+  };
+
+  if (ploop_create (sink->part, &create, error) == -1)
+    return false;
+  sink->image = ploop_open (sink->part, &open, error);
+  sink->is_ours = sink->image != NULL;
+  return sink->is_ours;
+}
+
+static bool
+open_file (struct sink *sink, uint64_t size,
+           const struct sink_options *options, const struct log *log,
+           GError **error)
+{
+  if (!look_at_old (sink, error))
+    return false;
+  sink->part = g_strconcat (sink->name, ".part", NULL);
+  return options->raw ? open_raw (sink, size, error)
+                      : open_image (sink, size, options, log, error);
+}
+
+/* With the mode of the one that it replaces. */
+static int
+put_in_place (struct sink *sink)
+{
+  struct stat st;
+  g_autofree char *directory = g_path_get_dirname (sink->name);
+  int fd, r;
+
+  if (sink->old_fd >= 0 && fstat (sink->old_fd, &st) == 0
+      && chmod (sink->part, st.st_mode & 07777) == -1)
+    return -errno;
+  if (renameat2 (AT_FDCWD, sink->part, AT_FDCWD, sink->name,
+                 sink->old_fd >= 0 ? 0 : RENAME_NOREPLACE) == -1)
+    return -errno;
+  fd = open (directory, O_PATH | O_DIRECTORY | O_CLOEXEC);
+  if (fd == -1)
+    return -errno;
+  r = replace_sync (fd);
+  close (fd);
+  return r == -EINVAL ? 0 : r;
+}
+
+static int
+finish_file (struct sink *sink, GError **error)
+{
+  int r = 0;
+
+  if (sink->image && ploop_close (g_steal_pointer (&sink->image), error) == -1)
+    return -1;
+  if (sink->fd >= 0 && fsync (sink->fd) == -1)
+    r = -errno;
+  if (r == 0)
+    r = put_in_place (sink);
+  if (r < 0)
+    error_set_system (error, r, "%s: cannot be put in its place, from %s",
+                      sink->name, sink->part);
+  return r < 0 ? -1 : 0;
+}
+
+/* ---- Exports ----------------------------------------------------------- */
+
+static bool
+set_nbd_error (struct sink *sink, GError **error)
+{
+  g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_SYSTEM, "%s: %s", sink->name,
+               nbd_get_error ());
+  return false;
+}
+
+static bool
+connect_one (struct sink *sink, GError **error)
+{
+  struct nbd_handle *nbd = nbd_create ();
+
+  if (!nbd)
+    return set_nbd_error (sink, error);
+  sink->handles[sink->nr_handles++] = nbd;
+  return nbd_connect_uri (nbd, sink->name) == 0
+         || set_nbd_error (sink, error);
+}
+
+static bool
+may_be_written (struct sink *sink, uint64_t size, GError **error)
+{
+  struct nbd_handle *nbd = sink->handles[0];
+  const int64_t found = nbd_get_size (nbd);
+
+  if (found == -1 || nbd_is_read_only (nbd) == -1)
+    return set_nbd_error (sink, error);
+  if (nbd_is_read_only (nbd) == 0 && (uint64_t) found >= size)
+    return true;
+  if (nbd_is_read_only (nbd))
+    g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_ARGUMENT,
+                 "%s: the export is read-only", sink->name);
+  else
+    g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_ARGUMENT,
+                 "%s: the export has %" G_GINT64_FORMAT " bytes, but %"
+                 G_GUINT64_FORMAT " are needed", sink->name, found, size);
+  return false;
+}
+
+/* By writing, where the server cannot do it. */
+static int
+zero_range (struct nbd_handle *nbd, uint64_t length, uint64_t offset)
+{
+  static const uint8_t zeros[64 << 10];
+
+  if (nbd_can_zero (nbd) == 1)
+    return nbd_zero (nbd, length, offset, 0);
+  while (length > 0) {
+    const size_t n = (size_t) MIN (length, sizeof zeros);
+
+    if (nbd_pwrite (nbd, zeros, n, offset, 0) == -1)
+      return -1;
+    offset += n;
+    length -= n;
+  }
+  return 0;
+}
+
+static bool
+zero_export (struct sink *sink, GError **error)
+{
+  struct nbd_handle *nbd = sink->handles[0];
+  const uint64_t size = (uint64_t) nbd_get_size (nbd);
+
+  for (uint64_t offset = 0, n; offset < size; offset += n) {
+    n = MIN (size - offset, ZERO_BYTES);
+    if (zero_range (nbd, n, offset) == -1)
+      return set_nbd_error (sink, error);
+  }
+  return true;
+}
+
+static bool
+open_export (struct sink *sink, uint64_t size,
+             const struct sink_options *options, GError **error)
+{
+  sink->handles = g_new0 (struct nbd_handle *, sink->nr_threads);
+  if (!connect_one (sink, error) || !may_be_written (sink, size, error))
+    return false;
+  /* Several connections only where a flush on one is good for all. */
+  while (nbd_can_multi_conn (sink->handles[0]) == 1
+         && sink->nr_handles < sink->nr_threads)
+    if (!connect_one (sink, error))
+      return false;
+  return options->is_zero || zero_export (sink, error);
+}
+
+static int
+write_export (struct sink *sink, unsigned thread, const void *buf,
+              size_t length, uint64_t offset)
+{
+  const bool own = sink->nr_handles == sink->nr_threads;
+  int r;
+
+  if (!own)
+    g_mutex_lock (&sink->lock);
+  r = nbd_pwrite (sink->handles[own ? thread : 0], buf, length, offset, 0);
+  if (!own)
+    g_mutex_unlock (&sink->lock);
+  if (r == 0)
+    return 0;
+  return nbd_get_errno () > 0 ? -nbd_get_errno () : -EIO;
+}
+
+static int
+finish_export (struct sink *sink, GError **error)
+{
+  struct nbd_handle *nbd = sink->handles[0];
+
+  if (nbd_can_flush (nbd) == 1 && nbd_flush (nbd, 0) == -1) {
+    set_nbd_error (sink, error);
+    return -1;
+  }
+  for (unsigned i = 0; i < sink->nr_handles; i++)
+    nbd_shutdown (sink->handles[i], 0);
+  return 0;
+}
+
+/* ---- Any of them ------------------------------------------------------- */
+
+struct sink *
+sink_open (const char *name, uint64_t size,
+           const struct sink_options *options, const struct log *log,
+           GError **error)
+{
+  struct sink *sink = g_new0 (struct sink, 1);
+  bool ok;
+
+  sink->name = g_strdup (name);
+  sink->fd = sink->old_fd = -1;
+  sink->overwrite = options->overwrite;
+  sink->nr_threads = options->nr_threads;
+  g_mutex_init (&sink->lock);
+  ok = strstr (name, "://") ? open_export (sink, size, options, error)
+                            : open_file (sink, size, options, log, error);
+  if (ok)
+    return sink;
+  sink_abandon (sink);
+  return NULL;
+}
+
+static int
+write_raw (int fd, const char *buf, size_t length, uint64_t offset)
+{
+  while (length > 0) {
+    const ssize_t n = pwrite (fd, buf, length, (off_t) offset);
+
+    if (n == -1 && errno != EINTR)
+      return -errno;
+    if (n > 0) {
+      buf += n;
+      offset += (uint64_t) n;
+      length -= (size_t) n;
+    }
+  }
+  return 0;
+}
+
+int
+sink_write (struct sink *sink, unsigned thread, const void *buf,
+            size_t length, uint64_t offset)
+{
+  if (sink->image)
+    return ploop_pwrite (sink->image, buf, length, offset, 0);
+  return sink->handles ? write_export (sink, thread, buf, length, offset)
+                       : write_raw (sink->fd, buf, length, offset);
+}
+
+int
+sink_finish (struct sink *sink, GError **error)
+{
+  const int r = sink->handles ? finish_export (sink, error)
+                              : finish_file (sink, error);
+
+  if (r == 0)
+    free_sink (sink);
+  else
+    sink_abandon (sink);
+  return r;
+}
+
+void
+sink_abandon (struct sink *sink)
+{
+  if (!sink)
+    return;
+  ploop_close (g_steal_pointer (&sink->image), NULL);
+  if (sink->is_ours)
+    unlink (sink->part);
+  free_sink (sink);
+}

@@ -1,0 +1,58 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+
+/* Where the content of a disk goes: a new image, a new raw file, or an NBD export that
+ * is there.
+ *
+ * A new file has another name (NAME.part) until it is whole and on disk: whoever
+ * looks, and whenever the power is cut, finds what was there before, or all of it.
+ * What an earlier attempt left under that name is replaced.
+ */
+
+#ifndef PLOOP_LIB_SINK_H
+#define PLOOP_LIB_SINK_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <glib.h>
+
+#include "error.h"
+
+struct sink;
+
+struct sink_options {
+  bool raw;                     /* a raw file, if it is a file */
+  unsigned version;             /* of an image; 0: 2 */
+  uint32_t cluster_size;        /* bytes; 0: 1 MiB */
+  bool overwrite;               /* a file that is there, if nobody uses it */
+  bool is_zero;                 /* an export reads as zeros already */
+  unsigned nr_threads;          /* that will write */
+};
+
+/* Begin to write a disk of SIZE bytes to NAME.  It reads as zeros: an export is zeroed
+ * now, which may take its time.  LOG outlives the sink.
+ *
+ * Returns NULL and sets ERROR when that cannot be done.
+ */
+struct sink *sink_open (const char *name, uint64_t size,
+                        const struct sink_options *options,
+                        const struct log *log, GError **error);
+
+/* Write LENGTH bytes at OFFSET on thread number THREAD; each thread has one call at a
+ * time, and no two calls write to the same byte.  Returns 0 or a negative errno.
+ */
+int sink_write (struct sink *sink, unsigned thread, const void *buf,
+                size_t length, uint64_t offset);
+
+/* Let it be there, for good.  Returns 0; or -1 with ERROR set, and what was there
+ * before is there.  SINK is gone in each case.
+ */
+int sink_finish (struct sink *sink, GError **error);
+
+/* Leave what was there before.  Of an export, nothing is left as it was.  NULL is
+ * ignored.
+ */
+void sink_abandon (struct sink *sink);
+
+#endif /* PLOOP_LIB_SINK_H */

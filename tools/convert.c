@@ -1,0 +1,129 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+
+/* ploop-img convert: copy a disk, with all its deltas, into another form.  The library
+ * does it.
+ */
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "ploop-core.h"
+#include "ploop-img.h"
+
+enum {
+  EXIT_INTERRUPTED = 2,         /* 1, EXIT_FAILURE: something went wrong */
+};
+
+static bool
+parse_format (const char *text, bool *raw, GError **error)
+{
+  *raw = text != NULL && strcmp (text, "raw") == 0;
+  if (text == NULL || *raw || strcmp (text, "ploop") == 0)
+    return true;
+  g_set_error (error, G_OPTION_ERROR, G_OPTION_ERROR_BAD_VALUE,
+               "--format: '%s' is not known: use ploop or raw", text);
+  return false;
+}
+
+static void
+print_human (char *const *names, const struct ploop_convert_result *result)
+{
+  g_autofree char *size = size_format_exact (result->size);
+  g_autofree char *written = size_format (result->bytes_written);
+
+  printf ("%s: copied to %s: %s, of which %s are data\n", names[0], names[1],
+          size, written);
+}
+
+static void
+print_json (char *const *names, const struct ploop_convert_result *result)
+{
+  g_autoptr (JsonBuilder) builder = json_builder_new ();
+
+  json_builder_begin_object (builder);
+  output_add_text (builder, "file", names[0]);
+  output_add_text (builder, "target", names[1]);
+  output_add_text (builder, "result",
+                   result->interrupted ? "interrupted" : "converted");
+  output_add_number (builder, "size", result->size);
+  output_add_number (builder, "read-bytes", result->bytes_read);
+  output_add_number (builder, "written-bytes", result->bytes_written);
+  json_builder_end_object (builder);
+  output_json (builder);
+}
+
+/* Returns the exit status. */
+static int
+tell (char *const *names, bool quiet, enum output_format format,
+      const struct ploop_convert_result *result)
+{
+  if (!quiet && format == OUTPUT_JSON)
+    print_json (names, result);
+  else if (!quiet && !result->interrupted)
+    print_human (names, result);
+  if (!result->interrupted)
+    return EXIT_SUCCESS;
+  fflush (stdout);
+  fprintf (stderr, "ploop-img: %s: interrupted: it was not made\n", names[1]);
+  return EXIT_INTERRUPTED;
+}
+
+/* ---- The subcommand ---------------------------------------------------- */
+
+int
+convert_run (const struct subcommand *self, int argc, char **argv)
+{
+  g_autofree char *output = NULL, *snapshot = NULL, *form = NULL;
+  g_autofree char *version = NULL, *cluster_size = NULL;
+  gboolean force = FALSE, is_zero = FALSE, show = FALSE, quiet = FALSE;
+  const GOptionEntry entries[] = {
+    { "format", 'O', 0, G_OPTION_ARG_STRING, &form,
+      "What TARGET becomes, if it is a file (default: ploop)", "ploop|raw" },
+    { "version", 0, 0, G_OPTION_ARG_STRING, &version,
+      "Version of the format (default: 2)", "1|2" },
+    { "cluster-size", 0, 0, G_OPTION_ARG_STRING, &cluster_size,
+      "A power of two from 32K to 64M (default: 1M)", "SIZE" },
+    { "snapshot", 0, 0, G_OPTION_ARG_STRING, &snapshot,
+      "Copy this snapshot of DISK", "GUID" },
+    { "target-is-zero", 0, 0, G_OPTION_ARG_NONE, &is_zero,
+      "TARGET, an export, reads as zeros already", NULL },
+    { "force", 0, 0, G_OPTION_ARG_NONE, &force,
+      "Replace TARGET if it is a file that exists", NULL },
+    { "output", 0, 0, G_OPTION_ARG_STRING, &output,
+      "Form of the output (default: human)", "human|json" },
+    { "progress", 'p', 0, G_OPTION_ARG_NONE, &show,
+      "Show progress even if standard error is no terminal", NULL },
+    { "quiet", 'q', 0, G_OPTION_ARG_NONE, &quiet,
+      "Print nothing but errors", NULL },
+    G_OPTION_ENTRY_NULL
+  };
+  struct ploop_convert_options options = { 0 };
+  struct ploop_convert_result result;
+  enum output_format format;
+  struct progress progress;
+  g_autoptr (GError) error = NULL;
+  g_auto (GStrv) arguments = NULL;
+  int r, status;
+
+  arguments = command_line_parse (self, entries, argc, argv, &status);
+  if (arguments == NULL)
+    return status;
+  if (!output_parse_format (output, &format, &error)
+      || !parse_format (form, &options.raw, &error)
+      || !format_parse_version (version, &options.version, &error)
+      || !format_parse_cluster_size (cluster_size, &options.cluster_size,
+                                     &error))
+    return report_usage_error (self, "%s", error->message);
+  options.snapshot = snapshot;
+  options.overwrite = force;
+  options.target_is_zero = is_zero;
+  options.log = quiet ? NULL : report_log;
+  progress_begin (&progress, show, quiet);
+  r = ploop_convert (arguments[0], arguments[1], &options, progress_step,
+                     &progress, &result, &error);
+  progress_end (&progress);
+  return r == -1 ? report_error (error)
+                 : tell (arguments, quiet, format, &result);
+}
