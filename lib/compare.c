@@ -4,6 +4,7 @@
 
 #include <config.h>
 
+#include <pthread.h>
 #include <string.h>
 
 #include "pieces.h"
@@ -13,7 +14,7 @@ struct comparison {
   struct store *stores[2];
   uint64_t size;                /* of the larger one */
   uint8_t *bufs[PIECES_NR_THREADS][2];
-  GMutex lock;                  /* for: */
+  pthread_mutex_t lock;         /* for: */
   uint64_t difference;          /* the first one known; UINT64_MAX: none */
 };
 
@@ -76,9 +77,9 @@ compare_piece (void *opaque, unsigned thread, uint64_t offset, size_t length,
   if (memcmp (bufs[0], bufs[1], length) == 0)
     return 0;
   difference = offset + first_difference (bufs[0], bufs[1], length);
-  g_mutex_lock (&comparison->lock);
+  pthread_mutex_lock (&comparison->lock);
   comparison->difference = MIN (comparison->difference, difference);
-  g_mutex_unlock (&comparison->lock);
+  pthread_mutex_unlock (&comparison->lock);
   return 1;
 }
 
@@ -88,13 +89,13 @@ compare_content (struct comparison *comparison, struct pieces *pieces,
 {
   int r;
 
-  g_mutex_init (&comparison->lock);
+  pthread_mutex_init (&comparison->lock, NULL);
   for (unsigned i = 0; i < 2 * PIECES_NR_THREADS; i++)
     comparison->bufs[i / 2][i % 2] = g_malloc (PIECES_BYTES);
   r = pieces_run (pieces, error);
   for (unsigned i = 0; i < 2 * PIECES_NR_THREADS; i++)
     g_free (comparison->bufs[i / 2][i % 2]);
-  g_mutex_clear (&comparison->lock);
+  pthread_mutex_destroy (&comparison->lock);
   return r;
 }
 

@@ -8,6 +8,7 @@
 
 #include <config.h>
 
+#include <pthread.h>
 #include <string.h>
 
 #include "format.h"
@@ -23,7 +24,7 @@ struct conversion {
   struct sink *sink;
   uint8_t *bufs[PIECES_NR_THREADS];
   uint64_t written;             /* bytes; by all threads */
-  GMutex lock;                  /* for written */
+  pthread_mutex_t lock;         /* for written */
 };
 
 static uint64_t
@@ -79,9 +80,9 @@ write_data (struct conversion *conversion, unsigned thread,
     buf += n;
     offset += n;
   }
-  g_mutex_lock (&conversion->lock);
+  pthread_mutex_lock (&conversion->lock);
   conversion->written += written;
-  g_mutex_unlock (&conversion->lock);
+  pthread_mutex_unlock (&conversion->lock);
   return r;
 }
 
@@ -112,13 +113,13 @@ copy_content (struct conversion *conversion, struct pieces *pieces,
 {
   int r;
 
-  g_mutex_init (&conversion->lock);
+  pthread_mutex_init (&conversion->lock, NULL);
   for (unsigned i = 0; i < PIECES_NR_THREADS; i++)
     conversion->bufs[i] = g_malloc (PIECES_BYTES);
   r = pieces_run (pieces, error);
   for (unsigned i = 0; i < PIECES_NR_THREADS; i++)
     g_free (conversion->bufs[i]);
-  g_mutex_clear (&conversion->lock);
+  pthread_mutex_destroy (&conversion->lock);
   return r;
 }
 

@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -28,7 +29,7 @@ struct sink {
   struct nbd_handle **handles;  /* one a thread, or the same for all */
   unsigned nr_handles;          /* that are connected */
   unsigned nr_threads;
-  GMutex lock;                  /* for a handle that is for all */
+  pthread_mutex_t lock;         /* for a handle that is for all */
 
   char *part;                   /* a file's name until it is whole */
   bool is_ours;                 /* nobody else writes to that */
@@ -46,7 +47,7 @@ free_sink (struct sink *sink)
     close (sink->fd);
   if (sink->old_fd >= 0)
     close (sink->old_fd);
-  g_mutex_clear (&sink->lock);
+  pthread_mutex_destroy (&sink->lock);
   g_free (sink->part);
   g_free (sink->name);
   g_free (sink);
@@ -279,10 +280,10 @@ write_export (struct sink *sink, unsigned thread, const void *buf,
   int r;
 
   if (!own)
-    g_mutex_lock (&sink->lock);
+    pthread_mutex_lock (&sink->lock);
   r = nbd_pwrite (sink->handles[own ? thread : 0], buf, length, offset, 0);
   if (!own)
-    g_mutex_unlock (&sink->lock);
+    pthread_mutex_unlock (&sink->lock);
   if (r == 0)
     return 0;
   return nbd_get_errno () > 0 ? -nbd_get_errno () : -EIO;
@@ -316,7 +317,7 @@ sink_open (const char *name, uint64_t size,
   sink->fd = sink->old_fd = -1;
   sink->overwrite = options->overwrite;
   sink->nr_threads = options->nr_threads;
-  g_mutex_init (&sink->lock);
+  pthread_mutex_init (&sink->lock, NULL);
   ok = strstr (name, "://") ? open_export (sink, size, options, error)
                             : open_file (sink, size, options, log, error);
   if (ok)
