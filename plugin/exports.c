@@ -9,8 +9,10 @@
 
 #include <config.h>
 
+#include <pthread.h>
 #include <signal.h>
 #include <string.h>
+#include <time.h>
 
 #include "exports.h"
 
@@ -29,18 +31,26 @@ struct entry {
 static struct exports_options options;
 static struct entry the_disk;   /* of a server of one disk */
 
-static GMutex lock;             /* for what follows, and entries */
-static GCond changed;           /* an entry is busy no longer, or idle; or ending */
+/* For what follows, and entries. */
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t changed;  /* an entry is busy no longer, or idle; or ending */
 static GHashTable *entries;     /* struct entry, by name */
 static bool ending;
-static GThread *janitor;        /* closes what is idle */
+static pthread_t janitor;       /* closes what is idle */
+static bool has_janitor;
 
 void
 exports_init (const struct exports_options *of)
 {
+  pthread_condattr_t attr;
+
   options = *of;
   the_disk.export = (struct export) { of->disk, of->path };
   the_disk.path = (char *) of->path;
+  pthread_condattr_init (&attr);
+  pthread_condattr_setclock (&attr, CLOCK_MONOTONIC);
+  pthread_cond_init (&changed, &attr);
+  pthread_condattr_destroy (&attr);
   entries = g_hash_table_new (g_str_hash, g_str_equal);
 }
 
@@ -190,17 +200,17 @@ add_entry (struct entry *entry, GError **error)
 
   entry->busy = true;
   g_hash_table_insert (entries, entry->name, entry);
-  g_mutex_unlock (&lock);
+  pthread_mutex_unlock (&lock);
   ok = open_entry (entry, error);
-  g_mutex_lock (&lock);
+  pthread_mutex_lock (&lock);
   entry->busy = false;
-  g_cond_broadcast (&changed);
+  pthread_cond_broadcast (&changed);
   if (ok)
     return entry;
   g_hash_table_remove (entries, entry->name);
-  g_mutex_unlock (&lock);
+  pthread_mutex_unlock (&lock);
   free_entry (entry);
-  g_mutex_lock (&lock);
+  pthread_mutex_lock (&lock);
   return NULL;
 }
 
@@ -210,14 +220,14 @@ get_entry (const char *given, GError **error)
 {
   struct entry *fresh = new_entry (given), *entry;
 
-  g_mutex_lock (&lock);
+  pthread_mutex_lock (&lock);
   while ((entry = g_hash_table_lookup (entries, fresh->name)) && entry->busy)
-    g_cond_wait (&changed, &lock);
+    pthread_cond_wait (&changed, &lock);
   if (!entry)
     entry = add_entry (g_steal_pointer (&fresh), error);
   if (entry)
     entry->nr_users++;
-  g_mutex_unlock (&lock);
+  pthread_mutex_unlock (&lock);
   if (fresh)
     free_entry (fresh);
   return entry;
@@ -243,30 +253,30 @@ close_entry (struct entry *entry)
   g_autoptr (GError) error = NULL;
 
   entry->busy = true;
-  g_mutex_unlock (&lock);
+  pthread_mutex_unlock (&lock);
   options.closing (&entry->export);
   if (ploop_close (entry->export.image, &error) == -1)
     options.failed (error);
-  g_mutex_lock (&lock);
+  pthread_mutex_lock (&lock);
   g_hash_table_remove (entries, entry->name);
-  g_cond_broadcast (&changed);
-  g_mutex_unlock (&lock);
+  pthread_cond_broadcast (&changed);
+  pthread_mutex_unlock (&lock);
   free_entry (entry);
-  g_mutex_lock (&lock);
+  pthread_mutex_lock (&lock);
 }
 
 static void
 put_entry (struct entry *entry)
 {
-  g_mutex_lock (&lock);
+  pthread_mutex_lock (&lock);
   if (--entry->nr_users == 0) {
     entry->idle_since = g_get_monotonic_time ();
-    if (janitor)
-      g_cond_broadcast (&changed);
+    if (has_janitor)
+      pthread_cond_broadcast (&changed);
     else if (!ending)
       close_entry (entry);
   }
-  g_mutex_unlock (&lock);
+  pthread_mutex_unlock (&lock);
 }
 
 void
@@ -302,10 +312,24 @@ find_idle (gint64 *next)
   return NULL;
 }
 
-static gpointer
-close_idle (gpointer opaque)
+/* With the lock held, until something changes or the monotonic clock says WHEN, in
+ * microseconds.
+ */
+static void
+wait_until (gint64 when)
 {
-  g_mutex_lock (&lock);
+  const struct timespec time = {
+    .tv_sec = (time_t) (when / G_USEC_PER_SEC),
+    .tv_nsec = (long) (when % G_USEC_PER_SEC) * 1000,
+  };
+
+  pthread_cond_timedwait (&changed, &lock, &time);
+}
+
+static void *
+close_idle (void *opaque)
+{
+  pthread_mutex_lock (&lock);
   while (!ending) {
     gint64 next;
     struct entry *entry = find_idle (&next);
@@ -313,11 +337,11 @@ close_idle (gpointer opaque)
     if (entry)
       close_entry (entry);
     else if (next == 0)
-      g_cond_wait (&changed, &lock);
+      pthread_cond_wait (&changed, &lock);
     else
-      g_cond_wait_until (&changed, &lock, next);
+      wait_until (next);
   }
-  g_mutex_unlock (&lock);
+  pthread_mutex_unlock (&lock);
   return opaque;
 }
 
@@ -326,14 +350,22 @@ bool
 exports_start (GError **error)
 {
   sigset_t all, before;
+  int r;
 
   if (options.disk || options.idle_seconds == 0)
     return true;
   sigfillset (&all);
   pthread_sigmask (SIG_SETMASK, &all, &before);
-  janitor = g_thread_try_new ("ploop-idle", close_idle, NULL, error);
+  r = pthread_create (&janitor, NULL, close_idle, NULL);
   pthread_sigmask (SIG_SETMASK, &before, NULL);
-  return janitor != NULL;
+  if (r == 0) {
+    pthread_setname_np (janitor, "ploop-idle");
+    has_janitor = true;
+    return true;
+  }
+  g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_SYSTEM,
+               "threads cannot be started: %s", g_strerror (r));
+  return false;
 }
 
 /* ---- Listing ----------------------------------------------------------- */
@@ -414,15 +446,17 @@ stop_entry (gpointer key, gpointer value, gpointer opaque)
 void
 exports_stop (void)
 {
-  g_mutex_lock (&lock);
+  pthread_mutex_lock (&lock);
   ending = true;
-  g_cond_broadcast (&changed);
-  g_mutex_unlock (&lock);
-  g_clear_pointer (&janitor, g_thread_join);
-  g_mutex_lock (&lock);
+  pthread_cond_broadcast (&changed);
+  pthread_mutex_unlock (&lock);
+  if (has_janitor)
+    pthread_join (janitor, NULL);
+  pthread_mutex_lock (&lock);
+  has_janitor = false;
   if (entries)
     g_hash_table_foreach (entries, stop_entry, NULL);
-  g_mutex_unlock (&lock);
+  pthread_mutex_unlock (&lock);
 }
 
 /* Snapshots before their disks. */
@@ -436,9 +470,9 @@ close_all (bool snapshots)
 
     if ((entry->guid != NULL) != snapshots)
       continue;
-    g_mutex_lock (&lock);
+    pthread_mutex_lock (&lock);
     close_entry (entry);
-    g_mutex_unlock (&lock);
+    pthread_mutex_unlock (&lock);
   }
 }
 

@@ -130,10 +130,8 @@ sleep_ms (uint64_t ms)
 static void *
 disturb (void *opaque)
 {
-  struct rng rng;
+  struct rng rng = *(const struct rng *) opaque;
 
-  (void) opaque;
-  rng_init (&rng, next_stream + 1000);
   while (!base.ending) {
     sleep_ms (rng_below (&rng, UP_MS));
     kill_base ();
@@ -147,8 +145,11 @@ disturb (void *opaque)
 static void
 begin_unrest (void)
 {
+  static struct rng rng;
+
+  rng_init (&rng, next_stream++);
   base.ending = false;
-  if (pthread_create (&base.thread, NULL, disturb, NULL) != 0)
+  if (pthread_create (&base.thread, NULL, disturb, &rng) != 0)
     fail ("pthread_create");
 }
 
