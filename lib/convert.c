@@ -145,6 +145,7 @@ convert_store (struct conversion *conversion, const char *target,
     sink_open (target, result->size, &sink_options, &log, error);
   if (!conversion->sink)
     return -1;
+  pieces->in_order = sink_is_stream (conversion->sink);
   r = copy_content (conversion, pieces, error);
   result->bytes_read = pieces->worked;
   result->bytes_written = conversion->written;

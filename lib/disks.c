@@ -20,7 +20,7 @@
 #include "beneath.h"
 #include "descriptor.h"
 #include "error.h"
-#include "format.h"
+#include "location.h"
 
 /* Directories in directories; a name could not be longer much more deeply. */
 #define MAX_DEPTH 64u
@@ -49,25 +49,11 @@ has_own_descriptor (int directory_fd, const char *name)
          && S_ISREG (st.st_mode);
 }
 
-/* Is the regular file NAME an image, by its first bytes? */
+/* Nor by a link. */
 static bool
 is_image (int directory_fd, const char *name)
 {
-  const int fd = openat (directory_fd, name,
-                         O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK
-                         | O_NOCTTY);
-  uint8_t bytes[FORMAT_HEADER_SIZE];
-  struct format_header header;
-  struct stat st;
-  bool is = false;
-
-  if (fd == -1)
-    return false;
-  if (fstat (fd, &st) == 0 && S_ISREG (st.st_mode))
-    is = pread (fd, bytes, sizeof bytes, 0) == (ssize_t) sizeof bytes
-         && format_decode_header (bytes, &header);
-  close (fd);
-  return is;
+  return location_is_image (directory_fd, name, O_NOFOLLOW);
 }
 
 /* ---- All of them ------------------------------------------------------- */

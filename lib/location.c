@@ -84,6 +84,25 @@ location_descriptor (const char *path)
   return S_ISREG (st.st_mode) && looks_like_xml (path) ? g_strdup (path) : NULL;
 }
 
+bool
+location_is_image (int directory_fd, const char *name, int flags)
+{
+  const int fd = openat (directory_fd, name,
+                         O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY | flags);
+  uint8_t bytes[FORMAT_HEADER_SIZE];
+  struct format_header header;
+  struct stat st;
+  bool is = false;
+
+  if (fd == -1)
+    return false;
+  if (fstat (fd, &st) == 0 && (S_ISREG (st.st_mode) || S_ISBLK (st.st_mode)))
+    is = pread (fd, bytes, sizeof bytes, 0) == (ssize_t) sizeof bytes
+         && format_decode_header (bytes, &header);
+  close (fd);
+  return is;
+}
+
 /* Over a raw base, ploop calls every image Plain. */
 static bool
 add_image (struct location *location, const struct descriptor_image *image,

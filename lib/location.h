@@ -39,6 +39,12 @@ bool location_find (struct location *location, const char *path, unsigned part,
  */
 char *location_descriptor (const char *path);
 
+/* Does the file NAME, below the directory at DIRECTORY_FD, begin as an image does?  Only
+ * a regular file or a block device can; a fifo or the like is not waited for.  FLAGS are
+ * more of those of open.
+ */
+bool location_is_image (int directory_fd, const char *name, int flags);
+
 /* With all deltas open and locked: is the descriptor still what was read?  Returns
  * false and sets ERROR when somebody has replaced it meanwhile.
  */

@@ -111,12 +111,13 @@ static int
 run_threads (struct run *run)
 {
   pthread_t threads[PIECES_NR_THREADS];
+  const unsigned nr_wanted = run->pieces->in_order ? 1 : PIECES_NR_THREADS;
   unsigned nr = 0;
   int r = 0;
 
   pthread_mutex_lock (&run->lock);
   tell (run);
-  for (; nr < PIECES_NR_THREADS; nr++) {
+  for (; nr < nr_wanted; nr++) {
     r = thread_start (&threads[nr], "ploop-pieces", work, run);
     if (r < 0)
       break;

@@ -31,6 +31,7 @@ struct pieces {
   int (*work) (void *opaque, unsigned thread, uint64_t offset, size_t length,
                GError **error);
   void *opaque;
+  bool in_order;                /* one thread only */
   ploop_progress_fn progress;   /* or NULL */
   void *progress_opaque;
 

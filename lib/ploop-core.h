@@ -780,9 +780,9 @@ struct ploop_convert_result {
 };
 
 /* Copy the disk PATH, with all its deltas, to TARGET, alone and whole.  PATH is what
- * ploop_compare takes; TARGET a new image, a new raw file, or the URI of an NBD export
- * that may be written and is as large at least.  An image is as large as the disk,
- * rounded up to sectors.  Zeros become holes.
+ * ploop_compare takes; TARGET a new image, a new raw file, the URI of an NBD export that
+ * may be written and is as large at least, or "-": standard output, raw, in order.  An
+ * image is as large as the disk, rounded up to sectors.  Zeros become holes.
  *
  * A file is written under another name, TARGET.part, and renamed when all of it is on
  * disk: at every instant there is what was there before, or the copy.  Without

@@ -31,6 +31,9 @@ struct sink {
   unsigned nr_threads;
   pthread_mutex_t lock;         /* for a handle that is for all */
 
+  bool is_stream;               /* standard output */
+  uint64_t size, position;      /* of a stream: bytes */
+
   char *part;                   /* a file's name until it is whole */
   bool is_ours;                 /* nobody else writes to that */
   bool overwrite;
@@ -303,7 +306,81 @@ finish_export (struct sink *sink, GError **error)
   return 0;
 }
 
+/* ---- Standard output --------------------------------------------------- */
+
+static bool
+open_stream (const struct sink_options *options, GError **error)
+{
+  if (options->raw)
+    return true;
+  g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_ARGUMENT,
+               "an image cannot be written to standard output, where nothing can "
+               "be changed any more: a raw disk can");
+  return false;
+}
+
+static int
+write_on (struct sink *sink, const char *buf, size_t length)
+{
+  while (length > 0) {
+    const ssize_t n = write (STDOUT_FILENO, buf, length);
+
+    if (n == -1 && errno != EINTR)
+      return -errno;
+    if (n > 0) {
+      buf += n;
+      length -= (size_t) n;
+      sink->position += (uint64_t) n;
+    }
+  }
+  return 0;
+}
+
+/* What was left out are zeros. */
+static int
+write_zeros_up_to (struct sink *sink, uint64_t offset)
+{
+  static const char zeros[64 << 10];
+  int r = 0;
+
+  while (sink->position < offset && r == 0)
+    r = write_on (sink, zeros,
+                  (size_t) MIN (offset - sink->position, sizeof zeros));
+  return r;
+}
+
+static int
+write_stream (struct sink *sink, const char *buf, size_t length,
+              uint64_t offset)
+{
+  int r = write_zeros_up_to (sink, offset);
+
+  return r == 0 ? write_on (sink, buf, length) : r;
+}
+
+static int
+finish_stream (struct sink *sink, GError **error)
+{
+  int r = write_zeros_up_to (sink, sink->size);
+
+  if (r < 0)
+    error_set_system (error, r, "standard output cannot be written");
+  return r < 0 ? -1 : 0;
+}
+
 /* ---- Any of them ------------------------------------------------------- */
+
+static bool
+open_any (struct sink *sink, uint64_t size,
+          const struct sink_options *options, const struct log *log,
+          GError **error)
+{
+  if (sink->is_stream)
+    return open_stream (options, error);
+  return strstr (sink->name, "://")
+           ? open_export (sink, size, options, error)
+           : open_file (sink, size, options, log, error);
+}
 
 struct sink *
 sink_open (const char *name, uint64_t size,
@@ -311,16 +388,15 @@ sink_open (const char *name, uint64_t size,
            GError **error)
 {
   struct sink *sink = g_new0 (struct sink, 1);
-  bool ok;
 
   sink->name = g_strdup (name);
+  sink->size = size;
+  sink->is_stream = strcmp (name, "-") == 0;
   sink->fd = sink->old_fd = -1;
   sink->overwrite = options->overwrite;
   sink->nr_threads = options->nr_threads;
   pthread_mutex_init (&sink->lock, NULL);
-  ok = strstr (name, "://") ? open_export (sink, size, options, error)
-                            : open_file (sink, size, options, log, error);
-  if (ok)
+  if (open_any (sink, size, options, log, error))
     return sink;
   sink_abandon (sink);
   return NULL;
@@ -343,12 +419,20 @@ write_raw (int fd, const char *buf, size_t length, uint64_t offset)
   return 0;
 }
 
+bool
+sink_is_stream (const struct sink *sink)
+{
+  return sink->is_stream;
+}
+
 int
 sink_write (struct sink *sink, unsigned thread, const void *buf,
             size_t length, uint64_t offset)
 {
   if (sink->image)
     return ploop_pwrite (sink->image, buf, length, offset, 0);
+  if (sink->is_stream)
+    return write_stream (sink, buf, length, offset);
   return sink->handles ? write_export (sink, thread, buf, length, offset)
                        : write_raw (sink->fd, buf, length, offset);
 }
@@ -356,8 +440,9 @@ sink_write (struct sink *sink, unsigned thread, const void *buf,
 int
 sink_finish (struct sink *sink, GError **error)
 {
-  const int r = sink->handles ? finish_export (sink, error)
-                              : finish_file (sink, error);
+  const int r = sink->is_stream ? finish_stream (sink, error)
+                : sink->handles ? finish_export (sink, error)
+                                : finish_file (sink, error);
 
   if (r == 0)
     free_sink (sink);

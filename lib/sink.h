@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 
-/* Where the content of a disk goes: a new image, a new raw file, or an NBD export that
- * is there.
+/* Where the content of a disk goes: a new image, a new raw file, an NBD export that is
+ * there, or standard output.
  *
  * A new file has another name (NAME.part) until it is whole and on disk: whoever
  * looks, and whenever the power is cut, finds what was there before, or all of it.
@@ -30,7 +30,7 @@ struct sink_options {
   unsigned nr_threads;          /* that will write */
 };
 
-/* Begin to write a disk of SIZE bytes to NAME.  It reads as zeros: an export is zeroed
+/* Begin to write a disk of SIZE bytes to NAME; "-" is standard output, raw.  It reads as zeros: an export is zeroed
  * now, which may take its time.  LOG outlives the sink.
  *
  * Returns NULL and sets ERROR when that cannot be done.
@@ -38,6 +38,9 @@ struct sink_options {
 struct sink *sink_open (const char *name, uint64_t size,
                         const struct sink_options *options,
                         const struct log *log, GError **error);
+
+/* Has all to be written in order, on one thread: to standard output? */
+bool sink_is_stream (const struct sink *sink);
 
 /* Write LENGTH bytes at OFFSET on thread number THREAD; each thread has one call at a
  * time, and no two calls write to the same byte.  Returns 0 or a negative errno.

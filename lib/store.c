@@ -6,7 +6,6 @@
 
 #include <fcntl.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "delta.h"
 #include "location.h"
@@ -19,29 +18,12 @@ struct store {
   uint64_t size;
 };
 
-/* Does the file begin as an image does? */
-static bool
-is_image (const char *name)
-{
-  const int fd = open (name, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
-  uint8_t bytes[FORMAT_HEADER_SIZE];
-  struct format_header header;
-  bool is;
-
-  if (fd == -1)
-    return false;
-  is = pread (fd, bytes, sizeof bytes, 0) == (ssize_t) sizeof bytes
-       && format_decode_header (bytes, &header);
-  close (fd);
-  return is;
-}
-
 static bool
 is_ploop (const char *name)
 {
   g_autofree char *descriptor = location_descriptor (name);
 
-  return descriptor || is_image (name);
+  return descriptor || location_is_image (AT_FDCWD, name, 0);
 }
 
 static ploop_image *

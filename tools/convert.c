@@ -116,6 +116,10 @@ convert_run (const struct subcommand *self, int argc, char **argv)
       || !format_parse_cluster_size (cluster_size, &options.cluster_size,
                                      &error))
     return report_usage_error (self, "%s", error->message);
+  if (strcmp (arguments[1], "-") == 0 && !quiet && format == OUTPUT_JSON)
+    return report_usage_error (self, "--output=json: standard output is where "
+                               "the disk goes: use --quiet");
+  quiet = quiet || strcmp (arguments[1], "-") == 0;
   options.snapshot = snapshot;
   options.overwrite = force;
   options.target_is_zero = is_zero;

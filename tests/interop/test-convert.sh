@@ -113,6 +113,21 @@ convert 0 "$raw" "$uri"
 stop_nbdkit
 expect_same "$raw" "$tmp/served.hds"
 
+say "standard output"
+for source in "$raw" "$tmp/served.hds"; do
+  "$PLOOP_IMG" convert -O raw "$source" - > "$tmp/copy.raw" 2> "$tmp/convert.log" ||
+    { cat "$tmp/convert.log"; fail "convert to a pipe"; }
+  [ ! -s "$tmp/convert.log" ] || fail "convert to a pipe is not quiet"
+  "$PLOOP_IMG" compare -q -s "$source" "$tmp/copy.raw" || fail "through a pipe"
+  "$PLOOP_IMG" convert -O raw "$source" - | cmp - "$tmp/copy.raw" ||
+    fail "a pipe and a file"
+done
+rm "$tmp/copy.raw"
+convert 1 "$raw" -
+says 'standard output'
+convert 1 -O raw --output=json "$raw" -
+convert 1 -O raw "$tmp/nonexistent" -
+
 # ---- Holes
 
 say "holes"
