@@ -8,8 +8,8 @@
 #include "extent.h"
 
 /* Copy the cluster of PIECE, which only a lower delta has, to the top one, changed
- * by BUF, or zeros if it is NULL, at PIECE; a piece of no length changes nothing.  For
- * the runner that owns it.  Blocks for as long as copying takes.
+ * by BUF, or zeros if it is NULL, at PIECE; a piece of no length changes nothing.
+ * For the runner that owns it.  Blocks for as long as copying takes.
  *
  * Returns 0, a negative errno, or an enum request_result.
  */

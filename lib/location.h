@@ -39,9 +39,9 @@ bool location_find (struct location *location, const char *path, unsigned part,
  */
 char *location_descriptor (const char *path);
 
-/* Does the file NAME, below the directory at DIRECTORY_FD, begin as an image does?  Only
- * a regular file or a block device can; a fifo or the like is not waited for.  FLAGS are
- * more of those of open.
+/* Does the file NAME, below the directory at DIRECTORY_FD, begin as an image does?
+ * Only a regular file or a block device can; a fifo or the like is not waited for.
+ * FLAGS are more of those of open.
  */
 bool location_is_image (int directory_fd, const char *name, int flags);
 

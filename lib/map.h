@@ -27,8 +27,8 @@
  *
  * Ordering: every load here is an acquire and every change a release.  Who
  * sees a word also sees what was done before it was published.  Mapping,
- * becoming ready, being trimmed in part and filled need no lock; every other change is
- * made under the lock of the cluster's BAT page (commit.h).
+ * becoming ready, being trimmed in part and filled need no lock; every other
+ * change is made under the lock of the cluster's BAT page (commit.h).
  */
 
 #ifndef PLOOP_LIB_MAP_H

@@ -190,8 +190,8 @@ struct ploop_open_options {
  * by the first request that changes it.
  *
  * Starts threads, unless they are given: runners named ploop-run-N and a flusher
- * named ploop-flush, with all signals blocked.  A process that forks after this must not use
- * the image in the child; one that has to, sets defer_start.
+ * named ploop-flush, with all signals blocked.  A process that forks after this must
+ * not use the image in the child; one that has to, sets defer_start.
  *
  * Returns NULL and sets ERROR when the file cannot be opened or locked, or is
  * not an image that can be served without a doubt.
@@ -780,9 +780,10 @@ struct ploop_convert_result {
 };
 
 /* Copy the disk PATH, with all its deltas, to TARGET, alone and whole.  PATH is what
- * ploop_compare takes; TARGET a new image, a new raw file, the URI of an NBD export that
- * may be written and is as large at least, or "-": standard output, raw, in order.  An
- * image is as large as the disk, rounded up to sectors.  Zeros become holes.
+ * ploop_compare takes; TARGET a new image, a new raw file, the URI of an NBD export
+ * that may be written and is as large at least, or "-": standard output, raw, in
+ * order.  An image is as large as the disk, rounded up to sectors.  Zeros become
+ * holes.
  *
  * A file is written under another name, TARGET.part, and renamed when all of it is on
  * disk: at every instant there is what was there before, or the copy.  Without

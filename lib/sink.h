@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 
-/* Where the content of a disk goes: a new image, a new raw file, an NBD export that is
- * there, or standard output.
+/* Where the content of a disk goes: a new image, a new raw file, an NBD export that
+ * is there, or standard output.
  *
  * A new file has another name (NAME.part) until it is whole and on disk: whoever
  * looks, and whenever the power is cut, finds what was there before, or all of it.
@@ -30,8 +30,8 @@ struct sink_options {
   unsigned nr_threads;          /* that will write */
 };
 
-/* Begin to write a disk of SIZE bytes to NAME; "-" is standard output, raw.  It reads as zeros: an export is zeroed
- * now, which may take its time.  LOG outlives the sink.
+/* Begin to write a disk of SIZE bytes to NAME; "-" is standard output, raw.  It reads
+ * as zeros: an export is zeroed now, which may take its time.  LOG outlives the sink.
  *
  * Returns NULL and sets ERROR when that cannot be done.
  */

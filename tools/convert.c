@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 
-/* ploop-img convert: copy a disk, with all its deltas, into another form.  The library
- * does it.
+/* ploop-img convert: copy a disk, with all its deltas, into another form.  The
+ * library does it.
  */
 
 #include <inttypes.h>

@@ -418,7 +418,8 @@ cut_everywhere (uint64_t end, GRand *random)
   /* Of a file as large as direct I/O asks for, a cut takes long. */
   const unsigned step = options.cache == PLOOP_CACHE_NONE ? 8 : 1;
 
-  for (uint64_t moment = draw (random, step); moment <= end && !rules_broken; moment += step)
+  for (uint64_t moment = draw (random, step); moment <= end && !rules_broken;
+       moment += step)
     for (size_t i = 0; i < G_N_ELEMENTS (keeps) && !rules_broken; i++) {
       g_autoptr (recorder_cut_t) cut =
         recorder_cut (moment, keeps[i], false, random);

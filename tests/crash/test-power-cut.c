@@ -263,7 +263,8 @@ describe_round (const struct round *round)
     f->no_reserve ? ", no reservation" : "", round->lower_shape.nr_images,
     round->lower_shape.raw_base ? " and a raw one" : "",
     round->lower_shape.filled,
-    o->copy_on_write == PLOOP_COPY_LAZY ? "lazily" : "eagerly", o->copy_delay, f->no_clone ? ", no clone" : "",
+    o->copy_on_write == PLOOP_COPY_LAZY ? "lazily" : "eagerly", o->copy_delay,
+    f->no_clone ? ", no clone" : "",
     f->no_copy_range ? ", no copying" : "");
 }
 

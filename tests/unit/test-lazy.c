@@ -295,7 +295,8 @@ struct writer {
   _Atomic bool *stop;
 };
 
-/* A sector here and there, in the first half of a cluster, as long as it is told to. */
+/* A sector here and there, in the first half of a cluster, as long as it is told to.
+ */
 static void *
 write_own_sectors (void *opaque)
 {
