@@ -470,7 +470,9 @@ draw_way (unsigned turn, GRand *random, struct recorder_faults *faults)
   const unsigned shape = turn % G_N_ELEMENTS (shapes);
 
   options = (struct ploop_open_options) {
-    .cache = (enum ploop_cache) draw (random, 3),
+    /* One that can lose a copy is among them. */
+    .cache = turn == 0 ? PLOOP_CACHE_WRITEBACK
+                       : (enum ploop_cache) draw (random, 3),
     .no_fast_path = draw (random, 2),
     /* Without reserved space no copy is lazy. */
     .prealloc_mode = turn % 2 ? PLOOP_PREALLOC_FALLOC
