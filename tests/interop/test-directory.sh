@@ -115,6 +115,8 @@ hold ()
 {
   local fd
   mkfifo "$tmp/pipe.$1"
+  # What an earlier client of this number was told is not this one's.
+  : > "$tmp/held.$1"
   # shellcheck disable=SC2086  # no option is no word
   qemu-io ${3:-} -t writeback -f raw "$(uri_of "$2")" < "$tmp/pipe.$1" \
     > "$tmp/held.$1" 2>&1 &

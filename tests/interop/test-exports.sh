@@ -350,6 +350,8 @@ hold ()
 {
   local fd
   mkfifo "$tmp/pipe.$1"
+  # What an earlier client of this number was told is not this one's.
+  : > "$tmp/held.$1"
   qemu-io -r -f raw "$(uri_of "$2")" < "$tmp/pipe.$1" > "$tmp/held.$1" 2>&1 &
   held[$1]=$!
   exec {fd}> "$tmp/pipe.$1"
