@@ -457,8 +457,11 @@ START_TEST (room_is_waited_for_until_all_that_was_freed_has_come_back)
 
   set_up (&bed, (struct settings) { .step = 4 });
   fill_host (&bed, 6);
+  /* Both in one batch. */
+  flusher_hold (&bed.flusher);
   trim_cluster (&bed, 3);
   trim_cluster (&bed, 5);
+  flusher_release (&bed.flusher);
   wait_for_space (&bed, &waiting, false);
   ck_assert (comes_true (waiting.nr == 1));
   ck_assert_int_eq (waiting.result, 0);
