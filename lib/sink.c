@@ -25,7 +25,7 @@
 struct sink {
   char *name;
   ploop_image *image;           /* one of these three */
-  int fd;                       /* -1: none */
+  int fd;                       /* -1: none; an image's, too, beside it */
   struct nbd_handle **handles;  /* one a thread, or the same for all */
   unsigned nr_handles;          /* that are connected */
   unsigned nr_threads;
@@ -122,16 +122,22 @@ open_image (struct sink *sink, uint64_t size,
     .version = options->version,
     .overwrite = true,
   };
-  const struct ploop_open_options open = {
+  const struct ploop_open_options open_options = {
     .log = log->write,
     .log_opaque = log->opaque,
   };
 
   if (ploop_create (sink->part, &create, error) == -1)
     return false;
-  sink->image = ploop_open (sink->part, &open, error);
+  sink->image = ploop_open (sink->part, &open_options, error);
   sink->is_ours = sink->image != NULL;
-  return sink->is_ours;
+  if (!sink->is_ours)
+    return false;
+  /* It is locked, so this is the same file. */
+  sink->fd = open (sink->part, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+  if (sink->fd == -1)
+    error_set_system (error, errno, "%s: cannot be opened", sink->part);
+  return sink->fd >= 0;
 }
 
 static bool
@@ -144,6 +150,28 @@ open_file (struct sink *sink, uint64_t size,
   sink->part = g_strconcat (sink->name, ".part", NULL);
   return options->raw ? open_raw (sink, size, error)
                       : open_image (sink, size, options, log, error);
+}
+
+/* A closed image is not locked any more, and another copy may have begun there in
+ * between: lock it until it has its name.
+ */
+static bool
+lock_part (struct sink *sink, GError **error)
+{
+  struct stat ours, now;
+
+  if (!lock_image (sink->fd, sink->part, true, error)) {
+    g_prefix_error (error, "%s: ", sink->part);
+    sink->is_ours = false;
+    return false;
+  }
+  if (fstat (sink->fd, &ours) == 0 && stat (sink->part, &now) == 0
+      && ours.st_dev == now.st_dev && ours.st_ino == now.st_ino)
+    return true;
+  sink->is_ours = false;
+  g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_IN_USE,
+               "%s: another copy to it has begun meanwhile", sink->part);
+  return false;
 }
 
 /* With the mode of the one that it replaces. */
@@ -160,6 +188,8 @@ put_in_place (struct sink *sink)
   if (renameat2 (AT_FDCWD, sink->part, AT_FDCWD, sink->name,
                  sink->old_fd >= 0 ? 0 : RENAME_NOREPLACE) == -1)
     return -errno;
+  /* From now on the other name may be somebody else's. */
+  sink->is_ours = false;
   fd = open (directory, O_PATH | O_DIRECTORY | O_CLOEXEC);
   if (fd == -1)
     return -errno;
@@ -171,9 +201,12 @@ put_in_place (struct sink *sink)
 static int
 finish_file (struct sink *sink, GError **error)
 {
+  const bool is_image = sink->image != NULL;
   int r = 0;
 
-  if (sink->image && ploop_close (g_steal_pointer (&sink->image), error) == -1)
+  if (is_image && ploop_close (g_steal_pointer (&sink->image), error) == -1)
+    return -1;
+  if (is_image && !lock_part (sink, error))
     return -1;
   if (sink->fd >= 0 && fsync (sink->fd) == -1)
     r = -errno;

@@ -49,7 +49,8 @@ int sink_write (struct sink *sink, unsigned thread, const void *buf,
                 size_t length, uint64_t offset);
 
 /* Let it be there, for good.  Returns 0; or -1 with ERROR set, and what was there
- * before is there.  SINK is gone in each case.
+ * before is there; but when the directory cannot be synced, the new one may be.  SINK
+ * is gone in each case.
  */
 int sink_finish (struct sink *sink, GError **error);
 

@@ -207,6 +207,30 @@ for program in "" prlimit; do
 done
 rm -f "$tmp/copy.part"
 
+# Both to one name, that is there or not: one may be refused, or both, when they
+# look at the same moment; what is there in the end is one of them, whole.
+say "two at once"
+head -c 24M /dev/urandom > "$tmp/one"
+head -c 24M /dev/urandom > "$tmp/two"
+nr_made=0
+for ((i = 0; i < 16; i++)); do
+  [ $((i % 2)) -eq 0 ] || rm -f "$tmp/copy"
+  pids=()
+  for source in one two; do
+    "$PLOOP_IMG" convert -q --force "$tmp/$source" "$tmp/copy" \
+      2>> "$tmp/convert.log" &
+    pids+=($!)
+  done
+  status=0
+  for pid in "${pids[@]}"; do wait "$pid" || status=$((status + 1)); done
+  [ $status -lt 2 ] || continue
+  nr_made=$((nr_made + 1))
+  "$PLOOP_IMG" compare -q "$tmp/one" "$tmp/copy" ||
+    expect_same "$tmp/two" "$tmp/copy"
+done
+[ $nr_made -gt 0 ] || fail "none was ever made"
+rm -f "$tmp/copy.part"
+
 say "signals"
 head -c 64M /dev/urandom > "$tmp/big"
 for signal in INT TERM KILL KILL KILL; do
