@@ -795,7 +795,8 @@ struct ploop_convert_result {
  * threads work, with 4 MiB of memory in all.  OPTIONS and PROGRESS may be NULL.
  *
  * Returns 0, also when interrupted, with RESULT filled in; or -1 with ERROR set, and
- * no copy.
+ * no copy; but a copy that has its name already stays when its directory cannot be
+ * synced.
  */
 int ploop_convert (const char *path, const char *target,
                    const struct ploop_convert_options *options,

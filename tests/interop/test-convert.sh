@@ -258,6 +258,25 @@ for signal in INT TERM KILL KILL KILL; do
   done
 done
 
+# Another one begins when the image is closed and has not got its name yet.
+if command -v strace > /dev/null && nbdkit_is_plain; then
+  say "two, one after the other is closed"
+  rm -f "$tmp/copy" "$tmp/copy.part"
+  strace -f -o "$tmp/trace" -e trace=renameat,renameat2 \
+    -e inject=renameat,renameat2:delay_enter=2500000 \
+    "$PLOOP_IMG" convert -q "$tmp/one" "$tmp/copy" 2> "$tmp/convert.log" &
+  pid=$!
+  for ((i = 0; i < 50; i++)); do nap; done
+  strace -f -o "$tmp/trace.2" -e trace=renameat2 \
+    -e inject=renameat2:delay_enter=4000000 \
+    "$PLOOP_IMG" convert -q "$tmp/two" "$tmp/copy" 2> "$tmp/convert.log.2" &
+  other=$!
+  wait $pid || { cat "$tmp/convert.log"; fail "the first copy was refused"; }
+  expect_same "$tmp/one" "$tmp/copy"
+  if wait $other; then fail "the second copy was made, too"; fi
+  expect_same "$tmp/one" "$tmp/copy"
+fi
+
 # What is on disk before it gets its name, and its name after that.
 if command -v strace > /dev/null && nbdkit_is_plain; then
   say "order"
