@@ -140,29 +140,22 @@ check_json (const char *path, struct ploop_check_result *result,
 int
 check_run (const struct subcommand *self, int argc, char **argv)
 {
-  g_autofree char *output = NULL;
-  gboolean quiet = FALSE;
   const GOptionEntry entries[] = {
-    { "output", 0, 0, G_OPTION_ARG_STRING, &output,
-      "Form of the output (default: human)", "human|json" },
-    { "quiet", 'q', 0, G_OPTION_ARG_NONE, &quiet,
-      "Print nothing but errors: the exit status tells", NULL },
     G_OPTION_ENTRY_NULL
   };
-  enum output_format format;
+  struct common_options common;
   struct ploop_check_result result;
   g_autoptr (GError) error = NULL;
   g_auto (GStrv) arguments = NULL;
   int status;
 
-  arguments = command_line_parse (self, entries, argc, argv, &status);
+  arguments = command_line_parse (self, entries, COMMON_OUTPUT | COMMON_QUIET, &common,
+                                  argc, argv, &status);
   if (arguments == NULL)
     return status;
-  if (!output_parse_format (output, &format, &error))
-    return report_usage_error (self, "%s", error->message);
-  if (quiet)
+  if (common.quiet)
     status = ploop_check (arguments[0], NULL, NULL, &result, &error);
-  else if (format == OUTPUT_JSON)
+  else if (common.output == OUTPUT_JSON)
     status = check_json (arguments[0], &result, &error);
   else
     status = check_human (arguments[0], &result, &error);

@@ -26,7 +26,9 @@ print_help (const struct subcommand *self, GOptionContext *context)
   fputs (ascii->str, stdout);
 }
 
-/* Are there as many ARGUMENTS as SELF names?  If not, report it. */
+/* Are there as many ARGUMENTS as SELF names, of which those in brackets may be left
+ * out?  If not, report it.
+ */
 static bool
 arguments_are_complete (const struct subcommand *self, char **arguments)
 {
@@ -34,7 +36,7 @@ arguments_are_complete (const struct subcommand *self, char **arguments)
   guint expected = g_strv_length (names);
   guint given = arguments == NULL ? 0 : g_strv_length (arguments);
 
-  if (given < expected) {
+  if (given < expected && names[given][0] != '[') {
     report_usage_error (self, "%s is missing", names[given]);
     return false;
   }
@@ -45,13 +47,50 @@ arguments_are_complete (const struct subcommand *self, char **arguments)
   return true;
 }
 
+/* Where GLib puts the common options. */
+static char *output;
+static gboolean show_progress, is_quiet;
+
+static void
+add_common_entries (GOptionContext *context, unsigned mask)
+{
+  static const GOptionEntry entries[] = {
+    { "output", 0, 0, G_OPTION_ARG_STRING, &output,
+      "Form of the output (default: human)", "human|json" },
+    { "progress", 'p', 0, G_OPTION_ARG_NONE, &show_progress,
+      "Show progress even if standard error is no terminal", NULL },
+    { "quiet", 'q', 0, G_OPTION_ARG_NONE, &is_quiet,
+      "Print nothing but errors", NULL },
+  };
+
+  for (size_t i = 0; i < G_N_ELEMENTS (entries); i++)
+    if (mask & (1u << i)) {
+      const GOptionEntry one[] = { entries[i], G_OPTION_ENTRY_NULL };
+
+      g_option_context_add_main_entries (context, one, NULL);
+    }
+}
+
+static bool
+take_common (const struct subcommand *self, struct common_options *common)
+{
+  g_autoptr (GError) error = NULL;
+
+  *common = (struct common_options) { OUTPUT_HUMAN, show_progress, is_quiet };
+  if (output_parse_format (output, &common->output, &error))
+    return true;
+  report_usage_error (self, "%s", error->message);
+  return false;
+}
+
 char **
 command_line_parse (const struct subcommand *self, const GOptionEntry *entries,
+                    unsigned common_mask, struct common_options *common,
                     int argc, char **argv, int *status)
 {
   gboolean help = FALSE;
   g_auto (GStrv) arguments = NULL;
-  const GOptionEntry common[] = {
+  const GOptionEntry all[] = {
     { "help", 'h', 0, G_OPTION_ARG_NONE, &help, "Show this help", NULL },
     { G_OPTION_REMAINING, 0, 0, G_OPTION_ARG_FILENAME_ARRAY, &arguments, NULL,
       self->arguments },
@@ -63,7 +102,8 @@ command_line_parse (const struct subcommand *self, const GOptionEntry *entries,
   g_option_context_set_help_enabled (context, FALSE);
   g_option_context_set_summary (context, self->summary);
   g_option_context_add_main_entries (context, entries, NULL);
-  g_option_context_add_main_entries (context, common, NULL);
+  add_common_entries (context, common_mask);
+  g_option_context_add_main_entries (context, all, NULL);
   *status = EXIT_FAILURE;
   if (!g_option_context_parse (context, &argc, &argv, &error)) {
     report_usage_error (self, "%s", error->message);
@@ -74,7 +114,7 @@ command_line_parse (const struct subcommand *self, const GOptionEntry *entries,
     *status = EXIT_SUCCESS;
     return NULL;
   }
-  if (!arguments_are_complete (self, arguments))
+  if (!arguments_are_complete (self, arguments) || !take_common (self, common))
     return NULL;
   return g_steal_pointer (&arguments);
 }

@@ -87,46 +87,38 @@ tell_end (const char *path, const struct ploop_compact_result *result)
 int
 compact_run (const struct subcommand *self, int argc, char **argv)
 {
-  g_autofree char *output = NULL;
-  gboolean dry_run = FALSE, show = FALSE, quiet = FALSE, no_holes = FALSE;
+  gboolean dry_run = FALSE, no_holes = FALSE;
   const GOptionEntry entries[] = {
     { "dry-run", 'n', 0, G_OPTION_ARG_NONE, &dry_run,
       "Say what would come back, changing nothing", NULL },
     { "no-holes", 0, 0, G_OPTION_ARG_NONE, &no_holes,
       "Make no holes in FILE, for old kernels", NULL },
-    { "output", 0, 0, G_OPTION_ARG_STRING, &output,
-      "Form of the output (default: human)", "human|json" },
-    { "progress", 'p', 0, G_OPTION_ARG_NONE, &show,
-      "Show progress even if standard error is no terminal", NULL },
-    { "quiet", 'q', 0, G_OPTION_ARG_NONE, &quiet,
-      "Print nothing but errors", NULL },
     G_OPTION_ENTRY_NULL
   };
+  struct common_options common;
   struct ploop_compact_options options = { 0 };
   struct ploop_compact_result result;
-  enum output_format format;
   struct progress progress;
   g_autoptr (GError) error = NULL;
   g_auto (GStrv) arguments = NULL;
   int r, status;
 
-  arguments = command_line_parse (self, entries, argc, argv, &status);
+  arguments = command_line_parse (self, entries, COMMON_ALL, &common,
+                                  argc, argv, &status);
   if (arguments == NULL)
     return status;
-  if (!output_parse_format (output, &format, &error))
-    return report_usage_error (self, "%s", error->message);
   options.dry_run = dry_run;
   options.keep_holes_out = no_holes;
-  options.log = quiet ? NULL : report_log;
-  progress_begin (&progress, show, quiet);
+  options.log = common.quiet ? NULL : report_log;
+  progress_begin (&progress, &common);
   r = ploop_compact (arguments[0], &options, progress_step, &progress, &result,
                      &error);
   progress_end (&progress);
   if (r == -1)
     return report_error (error);
-  if (!quiet && format == OUTPUT_JSON)
+  if (!common.quiet && common.output == OUTPUT_JSON)
     print_json (arguments[0], dry_run, &result);
-  else if (!quiet)
+  else if (!common.quiet)
     print_human (arguments[0], dry_run, &result);
   return tell_end (arguments[0], &result);
 }

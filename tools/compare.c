@@ -54,12 +54,12 @@ print_json (char *const *names, const struct ploop_compare_result *result)
 
 /* Returns the exit status. */
 static int
-tell (char *const *names, bool strict, bool quiet,
-      enum output_format format, const struct ploop_compare_result *result)
+tell (char *const *names, bool strict, const struct common_options *common,
+      const struct ploop_compare_result *result)
 {
-  if (!quiet && format == OUTPUT_JSON)
+  if (!common->quiet && common->output == OUTPUT_JSON)
     print_json (names, result);
-  else if (!quiet && !result->interrupted)
+  else if (!common->quiet && !result->interrupted)
     print_human (names, strict, result);
   if (!result->interrupted)
     return result->same ? EXIT_SAME : EXIT_DIFFERENT;
@@ -73,8 +73,8 @@ tell (char *const *names, bool strict, bool quiet,
 int
 compare_run (const struct subcommand *self, int argc, char **argv)
 {
-  g_autofree char *output = NULL, *snapshot = NULL, *other_snapshot = NULL;
-  gboolean strict = FALSE, show = FALSE, quiet = FALSE;
+  g_autofree char *snapshot = NULL, *other_snapshot = NULL;
+  gboolean strict = FALSE;
   const GOptionEntry entries[] = {
     { "snapshot", 0, 0, G_OPTION_ARG_STRING, &snapshot,
       "Compare this snapshot of DISK", "GUID" },
@@ -82,40 +82,31 @@ compare_run (const struct subcommand *self, int argc, char **argv)
       "Compare this snapshot of OTHER", "GUID" },
     { "strict", 's', 0, G_OPTION_ARG_NONE, &strict,
       "Disks of different sizes are different", NULL },
-    { "output", 0, 0, G_OPTION_ARG_STRING, &output,
-      "Form of the output (default: human)", "human|json" },
-    { "progress", 'p', 0, G_OPTION_ARG_NONE, &show,
-      "Show progress even if standard error is no terminal", NULL },
-    { "quiet", 'q', 0, G_OPTION_ARG_NONE, &quiet,
-      "Print nothing but errors: the exit status tells", NULL },
     G_OPTION_ENTRY_NULL
   };
+  struct common_options common;
   struct ploop_compare_options options = { .log = report_log };
   struct ploop_compare_result result;
-  enum output_format format;
   struct progress progress;
   g_autoptr (GError) error = NULL;
   g_auto (GStrv) arguments = NULL;
   int r, status;
 
-  arguments = command_line_parse (self, entries, argc, argv, &status);
+  arguments = command_line_parse (self, entries, COMMON_ALL, &common,
+                                  argc, argv, &status);
   if (arguments == NULL)
     return status == EXIT_SUCCESS ? status : EXIT_TROUBLE;
-  if (!output_parse_format (output, &format, &error)) {
-    report_usage_error (self, "%s", error->message);
-    return EXIT_TROUBLE;
-  }
   options.snapshots[0] = snapshot;
   options.snapshots[1] = other_snapshot;
   options.strict = strict;
-  if (quiet)
+  if (common.quiet)
     options.log = NULL;
-  progress_begin (&progress, show, quiet);
+  progress_begin (&progress, &common);
   r = ploop_compare (arguments[0], arguments[1], &options, progress_step,
                      &progress, &result, &error);
   progress_end (&progress);
   if (r == 0)
-    return tell (arguments, strict, quiet, format, &result);
+    return tell (arguments, strict, &common, &result);
   report_error (error);
   return EXIT_TROUBLE;
 }

@@ -56,12 +56,12 @@ print_json (char *const *names, const struct ploop_convert_result *result)
 
 /* Returns the exit status. */
 static int
-tell (char *const *names, bool quiet, enum output_format format,
+tell (char *const *names, const struct common_options *common,
       const struct ploop_convert_result *result)
 {
-  if (!quiet && format == OUTPUT_JSON)
+  if (!common->quiet && common->output == OUTPUT_JSON)
     print_json (names, result);
-  else if (!quiet && !result->interrupted)
+  else if (!common->quiet && !result->interrupted)
     print_human (names, result);
   if (!result->interrupted)
     return EXIT_SUCCESS;
@@ -75,9 +75,9 @@ tell (char *const *names, bool quiet, enum output_format format,
 int
 convert_run (const struct subcommand *self, int argc, char **argv)
 {
-  g_autofree char *output = NULL, *snapshot = NULL, *form = NULL;
+  g_autofree char *snapshot = NULL, *form = NULL;
   g_autofree char *version = NULL, *cluster_size = NULL;
-  gboolean force = FALSE, is_zero = FALSE, show = FALSE, quiet = FALSE;
+  gboolean force = FALSE, is_zero = FALSE;
   const GOptionEntry entries[] = {
     { "format", 'O', 0, G_OPTION_ARG_STRING, &form,
       "What TARGET becomes, if it is a file (default: ploop)", "ploop|raw" },
@@ -91,43 +91,39 @@ convert_run (const struct subcommand *self, int argc, char **argv)
       "TARGET, an export, reads as zeros already", NULL },
     { "force", 0, 0, G_OPTION_ARG_NONE, &force,
       "Replace TARGET if it is a file that exists", NULL },
-    { "output", 0, 0, G_OPTION_ARG_STRING, &output,
-      "Form of the output (default: human)", "human|json" },
-    { "progress", 'p', 0, G_OPTION_ARG_NONE, &show,
-      "Show progress even if standard error is no terminal", NULL },
-    { "quiet", 'q', 0, G_OPTION_ARG_NONE, &quiet,
-      "Print nothing but errors", NULL },
     G_OPTION_ENTRY_NULL
   };
+  struct common_options common;
   struct ploop_convert_options options = { 0 };
   struct ploop_convert_result result;
-  enum output_format format;
   struct progress progress;
   g_autoptr (GError) error = NULL;
   g_auto (GStrv) arguments = NULL;
   int r, status;
 
-  arguments = command_line_parse (self, entries, argc, argv, &status);
+  arguments = command_line_parse (self, entries, COMMON_ALL, &common,
+                                  argc, argv, &status);
   if (arguments == NULL)
     return status;
-  if (!output_parse_format (output, &format, &error)
-      || !parse_format (form, &options.raw, &error)
+  if (!parse_format (form, &options.raw, &error)
       || !format_parse_version (version, &options.version, &error)
       || !format_parse_cluster_size (cluster_size, &options.cluster_size,
                                      &error))
     return report_usage_error (self, "%s", error->message);
-  if (strcmp (arguments[1], "-") == 0 && !quiet && format == OUTPUT_JSON)
+  if (strcmp (arguments[1], "-") == 0 && !common.quiet
+      && common.output == OUTPUT_JSON)
     return report_usage_error (self, "--output=json: standard output is where "
                                "the disk goes: use --quiet");
-  quiet = quiet || strcmp (arguments[1], "-") == 0;
+  if (strcmp (arguments[1], "-") == 0)
+    common.quiet = true;
   options.snapshot = snapshot;
   options.overwrite = force;
   options.target_is_zero = is_zero;
-  options.log = quiet ? NULL : report_log;
-  progress_begin (&progress, show, quiet);
+  options.log = common.quiet ? NULL : report_log;
+  progress_begin (&progress, &common);
   r = ploop_convert (arguments[0], arguments[1], &options, progress_step,
                      &progress, &result, &error);
   progress_end (&progress);
   return r == -1 ? report_error (error)
-                 : tell (arguments, quiet, format, &result);
+                 : tell (arguments, &common, &result);
 }

@@ -25,7 +25,7 @@ int
 create_run (const struct subcommand *self, int argc, char **argv)
 {
   g_autofree char *version = NULL, *cluster_size = NULL;
-  gboolean force = FALSE, quiet = FALSE;
+  gboolean force = FALSE;
   const GOptionEntry entries[] = {
     { "version", 0, 0, G_OPTION_ARG_STRING, &version,
       "Version of the format (default: 2)", "1|2" },
@@ -33,16 +33,16 @@ create_run (const struct subcommand *self, int argc, char **argv)
       "A power of two from 32K to 64M (default: 1M)", "SIZE" },
     { "force", 0, 0, G_OPTION_ARG_NONE, &force,
       "Replace FILE if it exists", NULL },
-    { "quiet", 'q', 0, G_OPTION_ARG_NONE, &quiet,
-      "Print nothing but errors", NULL },
     G_OPTION_ENTRY_NULL
   };
+  struct common_options common;
   struct ploop_create_options options = { 0 };
   g_autoptr (GError) error = NULL;
   g_auto (GStrv) arguments = NULL;
   int status;
 
-  arguments = command_line_parse (self, entries, argc, argv, &status);
+  arguments = command_line_parse (self, entries, COMMON_QUIET, &common,
+                                  argc, argv, &status);
   if (arguments == NULL)
     return status;
   options.overwrite = force;
@@ -52,7 +52,7 @@ create_run (const struct subcommand *self, int argc, char **argv)
     return report_usage_error (self, "%s", error->message);
   if (ploop_create (arguments[0], &options, &error) == -1)
     return report_error (error);
-  if (!quiet)
+  if (!common.quiet)
     print_created (arguments[0], &options);
   return EXIT_SUCCESS;
 }

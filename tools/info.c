@@ -146,26 +146,22 @@ print_json (const char *path, const struct ploop_info *info)
 int
 info_run (const struct subcommand *self, int argc, char **argv)
 {
-  g_autofree char *output = NULL;
   const GOptionEntry entries[] = {
-    { "output", 0, 0, G_OPTION_ARG_STRING, &output,
-      "Form of the output (default: human)", "human|json" },
     G_OPTION_ENTRY_NULL
   };
-  enum output_format format;
+  struct common_options common;
   struct ploop_info info;
   g_autoptr (GError) error = NULL;
   g_auto (GStrv) arguments = NULL;
   int status;
 
-  arguments = command_line_parse (self, entries, argc, argv, &status);
+  arguments = command_line_parse (self, entries, COMMON_OUTPUT, &common,
+                                  argc, argv, &status);
   if (arguments == NULL)
     return status;
-  if (!output_parse_format (output, &format, &error))
-    return report_usage_error (self, "%s", error->message);
   if (ploop_get_info (arguments[0], &info, &error) == -1)
     return report_error (error);
-  if (format == OUTPUT_JSON)
+  if (common.output == OUTPUT_JSON)
     print_json (arguments[0], &info);
   else
     print_human (arguments[0], &info);

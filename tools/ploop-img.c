@@ -48,25 +48,86 @@ standard_files_are_open (void)
   return true;
 }
 
-static const struct subcommand *
-find_subcommand (const char *name)
+static bool
+has_name (const struct subcommand *s, const char *name)
+{
+  return strcmp (s->name, name) == 0;
+}
+
+/* Has S a name of two words, and is GROUP the first? */
+static bool
+is_of_group (const struct subcommand *s, const char *group)
+{
+  const size_t length = strlen (group);
+
+  return strncmp (s->name, group, length) == 0 && s->name[length] == ' ';
+}
+
+static bool
+is_group (const char *name)
 {
   for (size_t i = 0; i < G_N_ELEMENTS (subcommands); i++)
-    if (strcmp (subcommands[i].name, name) == 0)
-      return &subcommands[i];
+    if (is_of_group (&subcommands[i], name))
+      return true;
+  return false;
+}
+
+/* The subcommand whose name the words at ARGV begin with, and how many of them it
+ * takes; or NULL.
+ */
+static const struct subcommand *
+find_subcommand (int argc, char *const *argv, int *nr_words)
+{
+  g_autofree char *two =
+    argc > 1 ? g_strdup_printf ("%s %s", argv[0], argv[1]) : NULL;
+
+  for (size_t i = 0; i < G_N_ELEMENTS (subcommands); i++) {
+    const struct subcommand *s = &subcommands[i];
+
+    *nr_words = has_name (s, argv[0]) ? 1 : two && has_name (s, two) ? 2 : 0;
+    if (*nr_words > 0)
+      return s;
+  }
   return NULL;
 }
 
-static int
-unknown_subcommand (const char *name)
+/* What there is: all, or of one group. */
+static char *
+name_subcommands (const char *group)
 {
   g_autoptr (GString) known = g_string_new (NULL);
 
   for (size_t i = 0; i < G_N_ELEMENTS (subcommands); i++)
-    g_string_append_printf (known, "%s%s", i == 0 ? "" : ", ",
-                            subcommands[i].name);
-  return report_usage_error (NULL, "unknown subcommand '%s': use one of %s",
-                             name, known->str);
+    if (!group || is_of_group (&subcommands[i], group))
+      g_string_append_printf (known, "%s%s", known->len == 0 ? "" : ", ",
+                              subcommands[i].name);
+  return g_string_free (g_steal_pointer (&known), FALSE);
+}
+
+static int
+unknown_subcommand (int argc, char *const *argv)
+{
+  const char *group = is_group (argv[0]) ? argv[0] : NULL;
+  g_autofree char *known = name_subcommands (group);
+
+  if (group && argc < 2)
+    return report_usage_error (NULL, "%s: is the first word of several: use one "
+                               "of %s", group, known);
+  return report_usage_error (NULL, "unknown subcommand '%s%s%s': use one of %s",
+                             argv[0], group ? " " : "", group ? argv[1] : "",
+                             known);
+}
+
+static void
+print_summaries (const char *group)
+{
+  for (size_t i = 0; i < G_N_ELEMENTS (subcommands); i++) {
+    const struct subcommand *s = &subcommands[i];
+    g_autofree char *usage = g_strdup_printf ("%s %s", s->name, s->arguments);
+
+    if (!group || is_of_group (s, group))
+      printf ("  %-35s %s\n", usage, s->summary);
+  }
 }
 
 static int
@@ -80,14 +141,18 @@ print_help (void)
           "images.\n"
           "\n"
           "Subcommands:\n");
-  for (size_t i = 0; i < G_N_ELEMENTS (subcommands); i++) {
-    const struct subcommand *s = &subcommands[i];
-
-    printf ("  %-7s %-13s %s\n", s->name, s->arguments, s->summary);
-  }
+  print_summaries (NULL);
   printf ("\n"
           "Options of a subcommand: ploop-img help SUBCOMMAND,\n"
           "everything else: man ploop-img\n");
+  return EXIT_SUCCESS;
+}
+
+static int
+print_group_help (const char *group)
+{
+  printf ("Usage:\n");
+  print_summaries (group);
   return EXIT_SUCCESS;
 }
 
@@ -98,16 +163,20 @@ help_run (const struct subcommand *self, int argc, char **argv)
   const struct subcommand *topic;
   char option[] = "--help";
   char *topic_argv[] = { argv[0], option, NULL };
+  int nr_words;
 
-  if (argc > 2)
-    return report_usage_error (self, "unexpected argument '%s'", argv[2]);
   if (argc < 2)
     return print_help ();
-  topic = find_subcommand (argv[1]);
+  if (argc == 2 && is_group (argv[1]))
+    return print_group_help (argv[1]);
+  topic = find_subcommand (argc - 1, argv + 1, &nr_words);
   if (topic == self || strcmp (argv[1], "--help") == 0)
     return print_help ();
   if (topic == NULL)
-    return unknown_subcommand (argv[1]);
+    return unknown_subcommand (argc - 1, argv + 1);
+  if (argc > 1 + nr_words)
+    return report_usage_error (self, "unexpected argument '%s'",
+                               argv[1 + nr_words]);
   return topic->run (topic, 2, topic_argv);
 }
 
@@ -116,6 +185,7 @@ run (int argc, char **argv)
 {
   const struct subcommand *subcommand;
   const char *name = argv[1];
+  int nr_words;
 
   if (argc < 2)
     return report_usage_error (NULL, "no subcommand given");
@@ -127,10 +197,13 @@ run (int argc, char **argv)
   }
   if (name[0] == '-')
     return report_usage_error (NULL, "unknown option '%s'", name);
-  subcommand = find_subcommand (name);
-  if (subcommand == NULL)
-    return unknown_subcommand (name);
-  return subcommand->run (subcommand, argc - 1, argv + 1);
+  subcommand = find_subcommand (argc - 1, argv + 1, &nr_words);
+  if (subcommand)
+    return subcommand->run (subcommand, argc - nr_words, argv + nr_words);
+  if (is_group (name) && argc > 2
+      && (strcmp (argv[2], "--help") == 0 || strcmp (argv[2], "-h") == 0))
+    return print_group_help (name);
+  return unknown_subcommand (argc - 1, argv + 1);
 }
 
 /* No setlocale: what the tool prints is read by scripts too. */

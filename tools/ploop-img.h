@@ -19,12 +19,13 @@
 #include "ploop-core.h"
 
 /* A row of the table in ploop-img.c.  run gets the arguments that follow the
- * tool's name, argv[0] being the name of the subcommand, and returns the exit
- * status of the process.
+ * tool's name, argv[0] being the (last word of the) name of the subcommand, and
+ * returns the exit status of the process.
  */
 struct subcommand {
-  const char *name;
-  const char *arguments;        /* names, with one space between: "FILE SIZE" */
+  const char *name;             /* one word, or two: "snapshot list" */
+  const char *arguments;        /* names, with one space between: "FILE SIZE"; those
+                                   that may be left out last: "DISK [GUID]" */
   const char *summary;          /* one line */
   int (*run) (const struct subcommand *self, int argc, char **argv);
 };
@@ -38,14 +39,32 @@ int convert_run (const struct subcommand *self, int argc, char **argv);
 
 /* command-line.c */
 
-/* Read ARGV: options into what ENTRIES point to, the rest must be exactly as
- * many arguments as SELF names.
+enum output_format { OUTPUT_HUMAN, OUTPUT_JSON };
+
+/* Options that many subcommands have, and which of them one has. */
+enum {
+  COMMON_OUTPUT = 1,            /* --output=human|json */
+  COMMON_PROGRESS = 2,          /* --progress */
+  COMMON_QUIET = 4,             /* --quiet */
+  COMMON_ALL = 7,
+};
+
+struct common_options {
+  enum output_format output;
+  bool progress;
+  bool quiet;
+};
+
+/* Read ARGV: options into what ENTRIES point to, and those that COMMON_MASK says into
+ * COMMON (which is all false without them); the rest must be as many arguments as SELF
+ * names, but for those whose names are in brackets.
  *
  * Returns the arguments, or NULL when there is nothing left to do but to exit
  * with *STATUS: help was asked for and printed, or an error was reported.
  */
 char **command_line_parse (const struct subcommand *self,
-                           const GOptionEntry *entries,
+                           const GOptionEntry *entries, unsigned common_mask,
+                           struct common_options *common,
                            int argc, char **argv, int *status);
 
 /* size.c */
@@ -97,9 +116,11 @@ struct progress {
 };
 
 /* From now on SIGHUP, SIGINT and SIGTERM end what is done, in the orderly way; a
- * second one kills.  The bar is shown on a terminal, unless QUIET, or if ASKED_FOR.
+ * second one kills.  The bar is shown on a terminal, unless COMMON says quiet, or if
+ * it says progress.
  */
-void progress_begin (struct progress *progress, bool asked_for, bool quiet);
+void progress_begin (struct progress *progress,
+                     const struct common_options *common);
 
 /* A ploop_progress_fn; OPAQUE is the progress. */
 bool progress_step (void *opaque, uint64_t nr_bytes_done, uint64_t nr_bytes);
@@ -107,8 +128,6 @@ bool progress_step (void *opaque, uint64_t nr_bytes_done, uint64_t nr_bytes);
 void progress_end (const struct progress *progress);
 
 /* output.c */
-
-enum output_format { OUTPUT_HUMAN, OUTPUT_JSON };
 
 /* Read the argument of --output; NULL, when it was not given, is human. */
 bool output_parse_format (const char *text, enum output_format *format,

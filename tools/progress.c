@@ -89,10 +89,10 @@ draw (struct progress *progress, uint64_t nr_bytes_done, uint64_t nr_bytes)
 }
 
 void
-progress_begin (struct progress *progress, bool asked_for, bool quiet)
+progress_begin (struct progress *progress, const struct common_options *common)
 {
   *progress = (struct progress) {
-    .shown = asked_for || (!quiet && isatty (STDERR_FILENO)),
+    .shown = common->progress || (!common->quiet && isatty (STDERR_FILENO)),
     .percent = -1,
     .begun = g_get_monotonic_time (),
   };
