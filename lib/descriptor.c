@@ -22,10 +22,7 @@
 #include "beneath.h"
 #include "descriptor.h"
 #include "format.h"
-#include "replace.h"
 #include "xml.h"
-
-#define NO_GUID "{00000000-0000-0000-0000-000000000000}"
 
 /* How many GUIDs an error names. */
 #define MAX_NAMED 20u
@@ -162,6 +159,35 @@ descriptor_find_parent (const struct descriptor *descriptor,
   return find_normal (descriptor, shot->parent_guid);
 }
 
+const struct descriptor_image *
+descriptor_find_image (const struct descriptor *descriptor, guint storage,
+                       const char *guid)
+{
+  const struct descriptor_storage *in = get_storage (descriptor, storage);
+  g_autofree char *normal = descriptor_normalise_guid (guid);
+
+  for (guint i = 0; normal && i < in->images->len; i++)
+    if (strcmp (get_image (in, i)->guid, normal) == 0)
+      return get_image (in, i);
+  return NULL;
+}
+
+GPtrArray *
+descriptor_list_children (const struct descriptor *descriptor,
+                          const char *guid)
+{
+  g_autofree char *normal = descriptor_normalise_guid (guid);
+  GPtrArray *children = g_ptr_array_new ();
+
+  for (guint i = 0; normal && i < descriptor->shots->len; i++) {
+    struct descriptor_shot *shot = get_shot (descriptor, i);
+
+    if (shot->parent_guid && strcmp (shot->parent_guid, normal) == 0)
+      g_ptr_array_add (children, shot);
+  }
+  return children;
+}
+
 /* The GUIDs of SHOTS, not too many, for an error (g_free). */
 static char *
 name_shots (const GPtrArray *shots)
@@ -205,7 +231,7 @@ need_own_guid (const char *path, xmlNode *parent, GError **error)
 {
   g_autofree char *guid = need_guid (path, parent, "GUID", error);
 
-  if (!guid || strcmp (guid, NO_GUID) != 0)
+  if (!guid || strcmp (guid, DESCRIPTOR_NO_GUID) != 0)
     return g_steal_pointer (&guid);
   xml_set_error (error, path, parent, "has the GUID %s, which means none",
                  guid);
@@ -235,13 +261,6 @@ find_file (struct descriptor *descriptor, const char *path, GError **error)
   error_set_system (error, errno, "%s: cannot be opened",
                     descriptor->directory);
   return false;
-}
-
-/* The file's name in its directory. */
-static const char *
-base_name (const struct descriptor *descriptor)
-{
-  return strrchr (descriptor->path, '/') + 1;
 }
 
 /* Can the open file be a descriptor? */
@@ -291,7 +310,7 @@ static bool
 read_doc (struct descriptor *descriptor, GError **error)
 {
   const int flags = O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK | O_NOFOLLOW;
-  int fd = openat (descriptor->directory_fd, base_name (descriptor), flags);
+  int fd = openat (descriptor->directory_fd, descriptor_base_name (descriptor), flags);
   g_autofree char *text = NULL;
   ssize_t length;
 
@@ -537,7 +556,7 @@ parse_shot (struct descriptor *descriptor, xmlNode *node, GError **error)
   shot->parent_guid = need_guid (descriptor->path, node, "ParentGUID", error);
   if (!shot->parent_guid)
     return false;
-  if (strcmp (shot->parent_guid, NO_GUID) == 0)
+  if (strcmp (shot->parent_guid, DESCRIPTOR_NO_GUID) == 0)
     g_clear_pointer (&shot->parent_guid, g_free);
   return true;
 }
@@ -639,20 +658,28 @@ find_top (struct descriptor *descriptor, xmlNode *root, GError **error)
   return descriptor->top_guid != NULL;
 }
 
+bool
+descriptor_parse (struct descriptor *descriptor, GError **error)
+{
+  xmlNode *root = need_root (descriptor, error);
+
+  g_ptr_array_set_size (descriptor->storages, 0);
+  g_ptr_array_set_size (descriptor->shots, 0);
+  g_clear_pointer (&descriptor->top_guid, g_free);
+  return root
+         && parse_size (descriptor, root, error)
+         && parse_storages (descriptor, root, error)
+         && parse_shots (descriptor, root, error)
+         && find_top (descriptor, root, error);
+}
+
 struct descriptor *
 descriptor_load (const char *path, GError **error)
 {
   g_autoptr (Descriptor) descriptor = new_descriptor ();
-  xmlNode *root;
 
-  if (!find_file (descriptor, path, error) || !read_doc (descriptor, error))
-    return NULL;
-  root = need_root (descriptor, error);
-  if (!root
-      || !parse_size (descriptor, root, error)
-      || !parse_storages (descriptor, root, error)
-      || !parse_shots (descriptor, root, error)
-      || !find_top (descriptor, root, error))
+  if (!find_file (descriptor, path, error) || !read_doc (descriptor, error)
+      || !descriptor_parse (descriptor, error))
     return NULL;
   return g_steal_pointer (&descriptor);
 }
@@ -698,10 +725,9 @@ index_images (const struct descriptor *descriptor,
   return g_steal_pointer (&images);
 }
 
-/* The shot that a chain is asked for. */
-static const struct descriptor_shot *
-need_shot (const struct descriptor *descriptor, const char *guid,
-           GError **error)
+const struct descriptor_shot *
+descriptor_need_shot (const struct descriptor *descriptor, const char *guid,
+                      GError **error)
 {
   const struct descriptor_shot *shot =
     descriptor_find_shot (descriptor, guid ? guid : descriptor->top_guid);
@@ -776,7 +802,7 @@ descriptor_chain (const struct descriptor *descriptor, guint storage,
     images = index_images (descriptor, get_storage (descriptor, storage),
                            error);
   if (images)
-    shot = need_shot (descriptor, guid, error);
+    shot = descriptor_need_shot (descriptor, guid, error);
   if (!shot)
     return NULL;
 
@@ -865,169 +891,4 @@ descriptor_open_file (const struct descriptor *descriptor,
   *path = real ? g_steal_pointer (&real)
                : g_build_filename (descriptor->directory, image->file, NULL);
   return fd;
-}
-
-/* ---- Changing ---------------------------------------------------------- */
-
-/* Says false of a change for which there was no memory. */
-static bool
-made (const struct descriptor *descriptor, bool is_made, GError **error)
-{
-  if (!is_made)
-    error_set_system (error, ENOMEM, "%s: cannot be changed",
-                      descriptor->path);
-  return is_made;
-}
-
-bool
-descriptor_set_size_sectors (struct descriptor *descriptor,
-                             uint64_t size_sectors, GError **error)
-{
-  struct descriptor_storage *last =
-    get_storage (descriptor, descriptor->storages->len - 1);
-  g_autofree char *text =
-    g_strdup_printf ("%" G_GUINT64_FORMAT, size_sectors);
-  xmlNode *root = xmlDocGetRootElement (descriptor->doc);
-
-  if (size_sectors <= last->start_sectors
-      || size_sectors > FORMAT_MAX_SIZE_SECTORS) {
-    g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_ARGUMENT,
-                 "%s: <Disk_size> cannot become %s, must be from %"
-                 G_GUINT64_FORMAT " to %" G_GUINT64_FORMAT " sectors",
-                 descriptor->path, text, last->start_sectors + 1,
-                 FORMAT_MAX_SIZE_SECTORS);
-    return false;
-  }
-  if (!made (descriptor,
-             xml_set_text (xml_first (xml_first (root, "Disk_Parameters"),
-                                      "Disk_size"), text)
-               && xml_set_text (xml_first (last->node, "End"), text),
-             error))
-    return false;
-  descriptor->size_sectors = size_sectors;
-  last->end_sectors = size_sectors;
-  return true;
-}
-
-/* Name the top in the document, in new elements where there are none. */
-static bool
-set_top_text (const struct descriptor *descriptor, const char *guid)
-{
-  xmlNode *root = xmlDocGetRootElement (descriptor->doc);
-  xmlNode *snapshots = xml_first (root, "Snapshots");
-  xmlNode *top;
-
-  if (!snapshots) {
-    snapshots = xmlNewChild (root, root->ns, (const xmlChar *) "Snapshots",
-                             NULL);
-    if (!snapshots)
-      return false;
-  }
-  top = xml_first (snapshots, "TopGUID");
-  return top ? xml_set_text (top, guid)
-             : xml_add_first (snapshots, "TopGUID", guid);
-}
-
-bool
-descriptor_set_top (struct descriptor *descriptor, const char *guid,
-                    GError **error)
-{
-  const struct descriptor_shot *shot = need_shot (descriptor, guid, error);
-
-  if (!shot || !made (descriptor, set_top_text (descriptor, shot->guid), error))
-    return false;
-  g_free (descriptor->top_guid);
-  descriptor->top_guid = g_strdup (shot->guid);
-  return true;
-}
-
-/* ---- Storing ----------------------------------------------------------- */
-
-/* Is the file still the one that was read? */
-static bool
-is_same_file (const struct stat *a, const struct stat *b)
-{
-  return a->st_dev == b->st_dev && a->st_ino == b->st_ino
-         && a->st_size == b->st_size
-         && a->st_mtim.tv_sec == b->st_mtim.tv_sec
-         && a->st_mtim.tv_nsec == b->st_mtim.tv_nsec;
-}
-
-static bool
-judge_old_file (const struct descriptor *descriptor, struct stat *old,
-                GError **error)
-{
-  if (fstatat (descriptor->directory_fd, base_name (descriptor), old,
-               AT_SYMLINK_NOFOLLOW) == -1) {
-    error_set_system (error, errno, "%s: cannot be examined",
-                      descriptor->path);
-    return false;
-  }
-  if (is_same_file (&descriptor->read, old))
-    return true;
-  g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_IN_USE,
-               "%s: another program has changed it since it was read: stop "
-               "that first, and try again", descriptor->path);
-  return false;
-}
-
-/* Returns 0 or a negative errno. */
-static int
-write_text (int fd, GBytes *text)
-{
-  gsize length;
-  const char *buf = g_bytes_get_data (text, &length);
-
-  while (length > 0) {
-    const ssize_t r = write (fd, buf, length);
-
-    if (r == -1 && errno == EINTR)
-      continue;
-    if (r == -1)
-      return -errno;
-    buf += r;
-    length -= (size_t) r;
-  }
-  return 0;
-}
-
-/* Put TEXT in the place of the file.  Returns 0 or a negative errno. */
-static int
-replace_text (struct descriptor *descriptor, GBytes *text,
-              const struct stat *old)
-{
-  struct replacement replacement;
-  g_autofree char *beside = NULL;
-  const int r = replace_begin (&replacement, descriptor->directory_fd,
-                               base_name (descriptor));
-
-  beside = replacement.beside;
-  if (r < 0)
-    return r;
-  return replace_end (&replacement, write_text (replacement.fd, text), old,
-                      &descriptor->read);
-}
-
-bool
-descriptor_store (struct descriptor *descriptor, GError **error)
-{
-  g_autoptr (GBytes) text = xml_print (descriptor->doc);
-  struct stat old;
-  int r;
-
-  if (!made (descriptor, text != NULL, error)
-      || !judge_old_file (descriptor, &old, error))
-    return false;
-  r = replace_text (descriptor, text, &old);
-  if (r < 0) {
-    error_set_system (error, r, "%s: cannot be replaced, and is what it was",
-                      descriptor->path);
-    return false;
-  }
-  r = replace_sync (descriptor->directory_fd);
-  if (r < 0)
-    error_set_system (error, r, "%s: was replaced, but the directory cannot "
-                      "be synced: after a power cut the old one may be there",
-                      descriptor->path);
-  return r == 0;
 }

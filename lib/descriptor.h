@@ -27,6 +27,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <string.h>
 #include <sys/stat.h>
 
 #include <glib.h>
@@ -38,6 +39,9 @@
 
 /* The top delta, that the disk is written to, where ploop names it. */
 #define DESCRIPTOR_TOP_GUID "{5fbaabe3-6958-40ff-92a7-860e329aab41}"
+
+/* No GUID: the parent of a base. */
+#define DESCRIPTOR_NO_GUID "{00000000-0000-0000-0000-000000000000}"
 
 /* Limits: bytes of the file, elements of a kind, deltas one over the other
  * (the kernel's).
@@ -135,6 +139,31 @@ const struct descriptor_shot *
 descriptor_find_parent (const struct descriptor *descriptor,
                         const struct descriptor_shot *shot);
 
+/* The shot of GUID, or of the top if GUID is NULL.  NULL with ERROR set, which names
+ * those that there are: PLOOP_ERROR_ARGUMENT; or PLOOP_ERROR_CORRUPT, of the top.
+ */
+const struct descriptor_shot *
+descriptor_need_shot (const struct descriptor *descriptor, const char *guid,
+                      GError **error);
+
+/* The shots whose parent is GUID, in any case: pointers to struct descriptor_shot, to
+ * be freed by g_ptr_array_unref.
+ */
+GPtrArray *descriptor_list_children (const struct descriptor *descriptor,
+                                     const char *guid);
+
+/* The image of GUID, in any case, in storage number STORAGE; or NULL. */
+const struct descriptor_image *
+descriptor_find_image (const struct descriptor *descriptor, guint storage,
+                       const char *guid);
+
+/* The file's name in its directory. */
+static inline const char *
+descriptor_base_name (const struct descriptor *descriptor)
+{
+  return strrchr (descriptor->path, '/') + 1;
+}
+
 /* The images of storage number STORAGE that make up the content of the snapshot
  * GUID (in any case; NULL: the top), base first: pointers to struct
  * descriptor_image that live as long as DESCRIPTOR.  To be freed by
@@ -171,6 +200,40 @@ bool descriptor_set_size_sectors (struct descriptor *descriptor,
                                   uint64_t size_sectors, GError **error);
 bool descriptor_set_top (struct descriptor *descriptor, const char *guid,
                          GError **error);
+
+/* What is said of deltas.  GUIDs in braces and lower case, of shots that are there,
+ * or of none, where they are new.  After each of these all pointers to storages,
+ * images and shots are others; after one that fails, there is nothing to be stored.
+ *
+ * A new shot that rests on PARENT_GUID (NULL: on nothing); its image in each storage.
+ * A descriptor without shots gets them.
+ */
+bool descriptor_add_shot (struct descriptor *descriptor, const char *guid,
+                          const char *parent_guid, GError **error);
+bool descriptor_add_image (struct descriptor *descriptor, guint storage,
+                           const char *guid, const char *file,
+                           GError **error);
+
+/* Call a delta NEW_GUID, wherever it is named, but not as the top. */
+bool descriptor_rename (struct descriptor *descriptor, const char *guid,
+                        const char *new_guid, GError **error);
+
+/* Let the image of GUID be in the file of OTHER. */
+bool descriptor_set_file (struct descriptor *descriptor, guint storage,
+                          const char *guid,
+                          const struct descriptor_image *other,
+                          GError **error);
+
+/* Take a delta out: what rested on it rests on its parent.  There are shots. */
+bool descriptor_remove (struct descriptor *descriptor, const char *guid,
+                        GError **error);
+
+bool descriptor_set_temporary (struct descriptor *descriptor,
+                               const char *guid, bool is_temporary,
+                               GError **error);
+
+/* For those functions: read the document anew. */
+bool descriptor_parse (struct descriptor *descriptor, GError **error);
 
 /* Replace the file by what is in memory, at once and for good: it is written
  * beside, synced, renamed over, and the directory is synced.  Mode and owner

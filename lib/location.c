@@ -239,14 +239,10 @@ find_guid (const struct descriptor *descriptor, const char *path,
 static bool
 has_children (const struct descriptor *descriptor, const char *guid)
 {
-  for (guint i = 0; i < descriptor->shots->len; i++) {
-    const struct descriptor_shot *shot =
-      g_ptr_array_index (descriptor->shots, i);
+  g_autoptr (GPtrArray) children =
+    descriptor_list_children (descriptor, guid);
 
-    if (shot->parent_guid && g_str_equal (shot->parent_guid, guid))
-      return true;
-  }
-  return false;
+  return children->len > 0;
 }
 
 /* The descriptor beside PATH may know that it is only one delta of many.  One that

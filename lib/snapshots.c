@@ -28,25 +28,6 @@ free_snapshot (gpointer opaque)
   ploop_snapshot_free (opaque);
 }
 
-/* The image of GUID in the first storage: a split disk's others were frozen with
- * it.
- */
-static const struct descriptor_image *
-find_image (const struct descriptor *descriptor, const char *guid)
-{
-  const struct descriptor_storage *storage =
-    g_ptr_array_index (descriptor->storages, 0);
-
-  for (guint i = 0; i < storage->images->len; i++) {
-    const struct descriptor_image *image =
-      g_ptr_array_index (storage->images, i);
-
-    if (g_str_equal (image->guid, guid))
-      return image;
-  }
-  return NULL;
-}
-
 /* What the file of a snapshot tells about it: nothing when it cannot be read,
  * which whoever opens the snapshot is told.
  */
@@ -54,8 +35,9 @@ static void
 look_at_file (const struct descriptor *descriptor, bool allow_outside,
               struct ploop_snapshot *snapshot)
 {
+  /* A split disk's others were frozen with the first one's. */
   const struct descriptor_image *image =
-    find_image (descriptor, snapshot->guid);
+    descriptor_find_image (descriptor, 0, snapshot->guid);
   struct delta_source source = { .path_fd = -1 };
   struct delta *delta;
   struct stat st;

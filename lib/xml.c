@@ -402,6 +402,72 @@ xml_add_first (xmlNode *parent, const char *name, const char *text)
          && xmlAddNextSibling (new, xmlCopyNode (before, 1));
 }
 
+/* The line break before an element inside PARENT, with OUT levels less (g_free); or
+ * NULL when the document has none.
+ */
+static char *
+line_break (const xmlNode *parent, unsigned out)
+{
+  const xmlNode *root = xmlDocGetRootElement (parent->doc);
+  unsigned depth = 1;
+
+  if (!root->children || !xmlIsBlankNode (root->children))
+    return NULL;
+  for (; parent != root; parent = parent->parent)
+    depth++;
+  return g_strdup_printf ("\n%*s", (int) (2 * (depth - out)), "");
+}
+
+static bool
+add_text (xmlNode *parent, const char *text)
+{
+  return !text || xmlAddChild (parent, xmlNewDocText (parent->doc,
+                                                      (const xmlChar *) text));
+}
+
+/* Text nodes that meet become one: so the element goes in first. */
+static bool
+insert_before_end (xmlNode *parent, xmlNode *new, const char *before)
+{
+  xmlNode *end = parent->last;
+
+  return xmlAddPrevSibling (end, new)
+         && (!before
+             || xmlAddPrevSibling (new, xmlNewDocText (parent->doc,
+                                                       (const xmlChar *) before)));
+}
+
+xmlNode *
+xml_add_last (xmlNode *parent, const char *name, const char *text)
+{
+  g_autofree char *before = line_break (parent, 0);
+  g_autofree char *after = line_break (parent, 1);
+  const bool has_end = parent->last && xmlIsBlankNode (parent->last);
+  xmlNode *new = xmlNewDocRawNode (parent->doc, parent->ns,
+                                   (const xmlChar *) name,
+                                   (const xmlChar *) text);
+
+  if (!new)
+    return NULL;
+  if (has_end)
+    return insert_before_end (parent, new, before) ? new : NULL;
+  return add_text (parent, before) && xmlAddChild (parent, new)
+         && add_text (parent, after) ? new : NULL;
+}
+
+void
+xml_remove (xmlNode *node)
+{
+  xmlNode *before = node->prev;
+
+  if (before && xmlIsBlankNode (before)) {
+    xmlUnlinkNode (before);
+    xmlFreeNode (before);
+  }
+  xmlUnlinkNode (node);
+  xmlFreeNode (node);
+}
+
 /* ---- Printing ---------------------------------------------------------- */
 
 GBytes *

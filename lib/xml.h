@@ -72,4 +72,10 @@ bool xml_set_text (xmlNode *node, const char *text);
 /* Make an element NAME with TEXT, the first of PARENT's. */
 bool xml_add_first (xmlNode *parent, const char *name, const char *text);
 
+/* The same, the last; TEXT may be NULL.  Returns it, or NULL when memory is short. */
+xmlNode *xml_add_last (xmlNode *parent, const char *name, const char *text);
+
+/* Take NODE out of its document, with all that is in it. */
+void xml_remove (xmlNode *node);
+
 #endif /* PLOOP_LIB_XML_H */

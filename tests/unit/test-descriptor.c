@@ -1238,6 +1238,109 @@ START_TEST (top_that_was_missing_is_added)
 }
 END_TEST
 
+/* What is stored must be EXPECTED, with the encoding that is added. */
+static void
+expect_stored (struct descriptor *d, const char *doc)
+{
+  g_autofree char *text = NULL;
+  g_autofree char *expected =
+    with (doc, "\"1.0\"?>", "\"1.0\" encoding=\"UTF-8\"?>");
+
+  ck_assert (descriptor_store (d, NULL));
+  text = read_xml ();
+  ck_assert_str_eq (text, expected);
+}
+
+/* As ploop does it: what was the top gets a name of its own. */
+START_TEST (deltas_are_added_as_ploop_writes_them)
+{
+  g_autoptr (Descriptor) d = load (one);
+
+  ck_assert (descriptor_rename (d, d->top_guid, G1, NULL));
+  ck_assert (descriptor_add_image (d, 0, TOP, "a & b", NULL));
+  ck_assert (descriptor_add_shot (d, TOP, G1, NULL));
+  ck_assert_str_eq (image_of (d, 1)->file, "a & b");
+  expect_stored (d, DOC (STORAGE ("0", "16384", IMAGE (G1, "root.hds")
+                                  IMAGE (TOP, "a &amp; b")),
+                         TOP_GUID (TOP) SHOT (G1, NONE) SHOT (TOP, G1)));
+}
+END_TEST
+
+START_TEST (removed_delta_leaves_its_children_to_its_parent)
+{
+  g_autoptr (Descriptor) d = load (tree);
+  g_autoptr (GPtrArray) children = NULL;
+
+  ck_assert (descriptor_remove (d, G1, NULL));
+  children = descriptor_list_children (d, G1);
+  ck_assert_uint_eq (children->len, 0);
+  ck_assert_ptr_null (descriptor_find_image (d, 0, G1));
+  expect_stored (d, DOC (STORAGE ("0", "16384", IMAGE (G2, "g2.hds")
+                                  IMAGE (TOP, "top.hds")),
+                         TOP_GUID (TOP) SHOT (G2, NONE) SHOT (TOP, NONE)));
+}
+END_TEST
+
+START_TEST (delta_moves_to_the_file_of_another)
+{
+  g_autoptr (Descriptor) d = load (tree);
+  g_autoptr (GPtrArray) children = descriptor_list_children (d, G1);
+
+  ck_assert_uint_eq (children->len, 2);
+  ck_assert (descriptor_set_file (d, 0, TOP, descriptor_find_image (d, 0, G1),
+                                  NULL));
+  ck_assert_str_eq (descriptor_find_image (d, 0, TOP)->file, "root.hds");
+}
+END_TEST
+
+START_TEST (temporary_mark_is_set_and_taken_away)
+{
+  g_autoptr (Descriptor) d = load (tree);
+
+  ck_assert (descriptor_set_temporary (d, G2, true, NULL));
+  ck_assert_int_eq (descriptor_find_shot (d, G2)->temporary,
+                    DESCRIPTOR_TEMPORARY);
+  ck_assert (descriptor_set_temporary (d, G2, false, NULL));
+  expect_stored (d, tree);
+}
+END_TEST
+
+/* Without shots, on one line, in a namespace. */
+START_TEST (shots_are_written_where_there_were_none)
+{
+  g_autoptr (Descriptor) d =
+    load ("<Parallels_disk_image xmlns='urn:x'><Disk_Parameters>"
+          "<Disk_size>64</Disk_size></Disk_Parameters><StorageData><Storage>"
+          "<Start>0</Start><End>64</End><Blocksize>64</Blocksize><Image><GUID>"
+          TOP "</GUID><File>f</File></Image></Storage></StorageData>"
+          "</Parallels_disk_image>");
+  g_autoptr (Descriptor) again = NULL;
+
+  ck_assert (descriptor_rename (d, TOP, G1, NULL));
+  ck_assert (descriptor_add_shot (d, TOP, G1, NULL));
+  ck_assert (descriptor_add_image (d, 0, TOP, "new", NULL));
+  ck_assert (descriptor_store (d, NULL));
+  again = descriptor_load (xml, NULL);
+  ck_assert_ptr_nonnull (again);
+  expect_chain (again, NULL, "f new");
+  expect_chain (again, G1, "f");
+}
+END_TEST
+
+/* What nobody could read is not stored. */
+START_TEST (no_more_deltas_than_can_be_read)
+{
+  g_autoptr (Descriptor) d = load (one);
+  g_autoptr (GError) error = NULL;
+  bool ok = true;
+
+  for (unsigned i = 0; ok && i <= DESCRIPTOR_MAX_IMAGES; i++)
+    ok = descriptor_add_image (d, 0, G1, "f", &error);
+  ck_assert (!ok);
+  expect_error (error, PLOOP_ERROR_CORRUPT, "one more than");
+}
+END_TEST
+
 START_TEST (store_is_atomic)
 {
   static const char *const calls[] = { "write", "fsync", "renameat" };
@@ -1361,6 +1464,12 @@ add_store_tests (TCase *tcase)
   tcase_add_test (tcase, size_of_a_split_disk_is_its_last_storage);
   tcase_add_test (tcase, top_is_changed);
   tcase_add_test (tcase, top_that_was_missing_is_added);
+  tcase_add_test (tcase, deltas_are_added_as_ploop_writes_them);
+  tcase_add_test (tcase, removed_delta_leaves_its_children_to_its_parent);
+  tcase_add_test (tcase, delta_moves_to_the_file_of_another);
+  tcase_add_test (tcase, temporary_mark_is_set_and_taken_away);
+  tcase_add_test (tcase, shots_are_written_where_there_were_none);
+  tcase_add_test (tcase, no_more_deltas_than_can_be_read);
   tcase_add_test (tcase, store_is_atomic);
   tcase_add_test (tcase, mode_and_owner_stay);
   tcase_add_test (tcase, file_that_others_changed_is_not_replaced);
