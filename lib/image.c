@@ -36,8 +36,11 @@ open_top (const struct location *location,
     .path = source->path,
     .path_fd = source->path_fd,
     .raw_cluster_size = source->may_be_raw ? location->cluster_size : 0,
-    /* By another image in this process, or by the disk's first part. */
-    .descriptor_is_locked = options->beside || location->part > 0,
+    /* By another image in this process, by the disk's first part, or by who opens
+     * it.
+     */
+    .descriptor_is_locked = options->beside || location->part > 0
+                            || location->descriptor_is_locked,
     .log = log,
   };
   struct delta *delta =
@@ -492,6 +495,16 @@ image_lock (struct image *image, const struct location *location,
       && !chain_lock (&image->disk.chain, location->descriptor->path, error))
     return false;
   return location_is_current (location, error);
+}
+
+/* What has to be mended, a commit mends: entries of clusters that never came to be. */
+int
+image_recover (struct image *image)
+{
+  if (image_is_read_only (image)
+      || !format_is_dirty (image->disk.delta->header.in_use))
+    return 0;
+  return commit_begin (&image->disk.commit);
 }
 
 /* A piece a job, so that others of this runner have their turn. */

@@ -50,6 +50,11 @@ struct image *image_open (const struct location *location,
 bool image_lock (struct image *image, const struct location *location,
                  const struct ploop_open_options *options, GError **error);
 
+/* If the top delta was not closed: let image_stop leave it as one that was, even if
+ * nothing is written.  Returns 0 or a negative errno.
+ */
+int image_recover (struct image *image);
+
 /* As the functions of ploop-core.h that are called alike. */
 int image_start (struct image *image, GError **error);
 int image_stop (struct image *image, GError **error);

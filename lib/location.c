@@ -103,18 +103,32 @@ location_is_image (int directory_fd, const char *name, int flags)
   return is;
 }
 
-/* Over a raw base, ploop calls every image Plain. */
-static bool
-add_image (struct location *location, const struct descriptor_image *image,
-           bool is_base, bool allow_outside, GError **error)
+bool
+location_is_raw (const struct location *location)
 {
+  const struct chain_source *top = last_delta (location);
+  char known[64];
+
+  if (!top->may_be_raw)
+    return false;
+  g_snprintf (known, sizeof known, "/proc/self/fd/%d", top->path_fd);
+  return !location_is_image (AT_FDCWD, top->path_fd >= 0 ? known : top->path, 0);
+}
+
+/* Over a raw base, ploop calls every image Plain. */
+bool
+location_add_image (GArray *deltas, const struct descriptor *descriptor,
+                    const struct descriptor_image *image, bool allow_outside,
+                    GError **error)
+{
+  const bool is_base = deltas->len == 0;
   char *path = NULL;
-  const int fd = descriptor_open_file (location->descriptor, image,
-                                       allow_outside, &path, error);
+  const int fd =
+    descriptor_open_file (descriptor, image, allow_outside, &path, error);
 
   if (fd == -1)
     return false;
-  chain_sources_add (location->deltas, path, fd, is_base && image->is_plain);
+  chain_sources_add (deltas, path, fd, is_base && image->is_plain);
   g_free (path);
   return true;
 }
@@ -130,8 +144,9 @@ add_images (struct location *location,
   if (!images)
     return false;
   for (guint i = 0; i < images->len; i++)
-    if (!add_image (location, g_ptr_array_index (images, i), i == 0,
-                    options->allow_outside, error))
+    if (!location_add_image (location->deltas, location->descriptor,
+                             g_ptr_array_index (images, i),
+                             options->allow_outside, error))
       return false;
   return true;
 }
@@ -262,6 +277,16 @@ load_beside (const char *path, struct stat *st, const struct log *log)
     log_warning (log, "%s: served by itself, but whether it is one delta of many "
                  "is not known: %s", path, error->message);
   return descriptor;
+}
+
+char *
+location_find_owner (const char *path, const struct log *log)
+{
+  struct stat st;
+  g_autoptr (Descriptor) descriptor = load_beside (path, &st, log);
+
+  return descriptor && find_guid (descriptor, path, &st)
+           ? g_strdup (descriptor->path) : NULL;
 }
 
 /* A delta without those below it reads as zeros where they have data; and one that

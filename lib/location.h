@@ -18,6 +18,7 @@ struct location {
                                    is the top */
   bool read_only;               /* it must not be written */
   struct descriptor *descriptor;        /* that says so; NULL: none */
+  bool descriptor_is_locked;    /* by who opens it */
   uint32_t cluster_size;        /* bytes; by the descriptor, else 0 */
   const char *created;          /* the overlay's name, if it was created */
   unsigned part, nr_parts;      /* of a split disk; else 0 of 1 */
@@ -39,11 +40,24 @@ bool location_find (struct location *location, const char *path, unsigned part,
  */
 char *location_descriptor (const char *path);
 
+/* The DiskDescriptor.xml beside the file PATH, if it names that file (g_free); or NULL. */
+char *location_find_owner (const char *path, const struct log *log);
+
+/* Add the image that DESCRIPTOR knows to DELTAS (of struct chain_source), above those
+ * that there are.  ALLOW_OUTSIDE and errors as of descriptor_open_file.
+ */
+bool location_add_image (GArray *deltas, const struct descriptor *descriptor,
+                         const struct descriptor_image *image,
+                         bool allow_outside, GError **error);
+
 /* Does the file NAME, below the directory at DIRECTORY_FD, begin as an image does?
  * Only a regular file or a block device can; a fifo or the like is not waited for.
  * FLAGS are more of those of open.
  */
 bool location_is_image (int directory_fd, const char *name, int flags);
+
+/* Is its top a raw disk? */
+bool location_is_raw (const struct location *location);
 
 /* With all deltas open and locked: is the descriptor still what was read?  Returns
  * false and sets ERROR when somebody has replaced it meanwhile.

@@ -37,6 +37,13 @@ struct ploop_image {
 bool parts_add (ploop_image *disk, const struct location *location,
                 struct image *image, GError **error);
 
+/* Open what LOCATION says, a disk of one part, and start it; OPTIONS as of ploop_open,
+ * which it is otherwise.  Implemented with that.
+ */
+ploop_image *parts_open (const struct location *location,
+                         const struct ploop_open_options *options,
+                         GError **error);
+
 /* Is a file of LOCATION one that a part of DISK has open?  Returns true and sets
  * ERROR then.
  */

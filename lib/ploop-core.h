@@ -726,6 +726,115 @@ int ploop_compact (const char *path,
                    ploop_progress_fn progress, void *opaque,
                    struct ploop_compact_result *result, GError **error);
 
+/* ---- Snapshots and merging --------------------------------------------- */
+
+/* All of these change a disk that has a DiskDescriptor.xml (PATH is that, or the
+ * directory that holds it) and that nobody may use meanwhile: descriptor and images
+ * are locked as for writing.  At every instant the descriptor on disk, replaced as a
+ * whole, names files that are there and whole; a file goes only when no descriptor on
+ * disk names it.  A power cut leaves the disk as it was or as it is to be, and at most
+ * a file beside that nothing names.  A split disk has all its parts changed at once.
+ *
+ * They block; of one disk, one at a time.  Each returns 0, or -1 with ERROR set
+ * (PLOOP_ERROR_ARGUMENT for a GUID that is not there or cannot be, or when PATH has no
+ * descriptor; PLOOP_ERROR_IN_USE; what ploop_open would refuse; PLOOP_ERROR_SYSTEM),
+ * and the disk as it was; but when ERROR says that a directory cannot be synced or a
+ * file not be removed, it is changed.
+ */
+
+struct ploop_create_snapshot_options {
+  const char *guid;             /* of the snapshot; NULL: a random one */
+  bool temporary;               /* marked as to be deleted soon */
+  bool dry_run;                 /* check all, change nothing */
+  ploop_log_fn log;             /* NULL: no messages */
+  void *log_opaque;
+};
+
+/* Keep what the disk contains now as a snapshot: what is written from now on goes to a
+ * new delta, in a new file beside the base, "NAME.{GUID}".  A top delta that was not
+ * closed is closed first.  OPTIONS may be NULL.
+ *
+ * *GUID (may be NULL) becomes the snapshot's, in braces and lower case (g_free).
+ */
+int ploop_create_snapshot (const char *path,
+                           const struct ploop_create_snapshot_options *options,
+                           char **guid, GError **error);
+
+struct ploop_switch_options {
+  bool discard;                 /* what was written since the last snapshot is lost */
+  bool keep;                    /* it becomes a snapshot first; not with discard */
+  bool dry_run;                 /* check all, change nothing */
+  ploop_log_fn log;             /* NULL: no messages */
+  void *log_opaque;
+};
+
+/* Let the disk contain again what the snapshot GUID has, which stays: a new delta rests
+ * on it.  The disk has the size that it had then.
+ *
+ * Without options->discard or keep, it is an error when the top delta has any cluster.
+ * *KEPT (may be NULL) becomes the GUID of what was kept (g_free), or NULL.
+ */
+int ploop_switch_snapshot (const char *path, const char *guid,
+                           const struct ploop_switch_options *options,
+                           char **kept, GError **error);
+
+/* Say of the snapshot GUID that it is temporary, or that it is not. */
+int ploop_mark_snapshot (const char *path, const char *guid, bool temporary,
+                         GError **error);
+
+struct ploop_merge_options {
+  const char *snapshot;         /* GUID of the highest delta; NULL: the top */
+  const char *into;             /* GUID of the lowest one; NULL: its parent */
+  bool all;                     /* the lowest one is the base */
+  /* Of an image without a descriptor: lower deltas, from the one below PATH to the
+   * base, as of ploop_open.  PATH is merged into the first of them; with all, into the
+   * last one.  NULL: PATH has a descriptor.
+   */
+  const char *const *bases;
+  bool dry_run;                 /* check all, change nothing */
+  ploop_log_fn log;             /* NULL: no messages */
+  void *log_opaque;
+};
+
+struct ploop_merge_result {
+  bool interrupted;             /* by the callback: merge again to complete it */
+  unsigned nr_deltas;           /* that are merged into another, and gone then */
+  uint64_t bytes_to_copy;       /* clusters of those, at most the disk's size */
+  uint64_t bytes_copied;
+};
+
+/* Let neighbouring deltas become one: what the upper ones have is copied to the lowest
+ * one, which may be a raw base; it becomes as large as the highest one and takes its
+ * GUID; the others are removed.  Nothing else may rest on any but the highest.
+ *
+ * The disk, and each snapshot that stays, reads the same at every instant.  The
+ * snapshots that go are marked as temporary before the first byte is written: their
+ * content is lost from then on, also when the merge is cut short; and then the same
+ * merge, done again, completes it.
+ *
+ * With options->bases, the files of the upper deltas are left for the caller to
+ * remove.  OPTIONS and PROGRESS may be NULL.  Several threads work, with 4 MiB of
+ * memory in all, and 8 bytes a cluster of the disk.
+ */
+int ploop_merge (const char *path, const struct ploop_merge_options *options,
+                 ploop_progress_fn progress, void *opaque,
+                 struct ploop_merge_result *result, GError **error);
+
+struct ploop_delete_snapshot_options {
+  bool dry_run;                 /* check all, change nothing */
+  ploop_log_fn log;             /* NULL: no messages */
+  void *log_opaque;
+};
+
+/* Delete the snapshot GUID.  If one delta rests on it, it is merged with that, as
+ * ploop_merge does it; if none does, its file is removed; if more do, that is an error.
+ * RESULT is as of ploop_merge.
+ */
+int ploop_delete_snapshot (const char *path, const char *guid,
+                           const struct ploop_delete_snapshot_options *options,
+                           ploop_progress_fn progress, void *opaque,
+                           struct ploop_merge_result *result, GError **error);
+
 /* ---- Comparing --------------------------------------------------------- */
 
 struct ploop_compare_options {

@@ -150,6 +150,24 @@ ploop_open (const char *path, const struct ploop_open_options *options,
   return image;
 }
 
+ploop_image *
+parts_open (const struct location *location,
+            const struct ploop_open_options *options, GError **error)
+{
+  const struct ploop_open_options all = with_defaults (options);
+  struct image *opened = image_open (location, &all, error);
+  ploop_image *image;
+
+  if (!opened)
+    return NULL;
+  image = g_new0 (ploop_image, 1);
+  if (parts_add (image, location, opened, error)
+      && ploop_start (image, error) == 0)
+    return image;
+  ploop_close (image, NULL);
+  return NULL;
+}
+
 int
 ploop_start (ploop_image *image, GError **error)
 {

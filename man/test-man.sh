@@ -123,7 +123,7 @@ expect_same "a debug flag" \
 # ---- ploop-img -----------------------------------------------------------
 
 "$PLOOP_IMG" help >"$directory/help"
-subcommands=$(sed -n '/^Subcommands:/,/^$/ s/^  *\([a-z-]*\) .*/\1/p' \
+subcommands=$(sed -nE '/^Subcommands:/,/^$/ s/^  ([a-z-]+( [a-z-]+)?) [A-Z[].*/\1/p' \
                   "$directory/help" | sort -u)
 expect_same "a subcommand" "$subcommands" \
   "$(section "$tool_pod" SUBCOMMANDS | sed -n 's/^=head2 //p' | sort -u)"
@@ -140,15 +140,26 @@ options_of ()
     grep -oE -e '(^|[ ,])--?[a-zA-Z][a-z-]*' | tr -d ' ,' | sort -u
 }
 
-for subcommand in $subcommands; do
-  "$PLOOP_IMG" help "$subcommand" >"$directory/help"
+documented_options ()
+{
+  sed -n 's/^=item B<\(--*[a-zA-Z][a-z-]*\)>.*/\1/p' | sort -u
+}
+
+# What is the same everywhere is written once.
+common=$(section "$tool_pod" "COMMON OPTIONS" | documented_options)
+
+while read -ra subcommand; do
+  "$PLOOP_IMG" help "${subcommand[@]}" >"$directory/help"
   # help itself has no options, and is shown the general help.
-  [ "$subcommand" != help ] || continue
-  expect_same "an option of ploop-img $subcommand" \
+  [ "${subcommand[*]}" != help ] || continue
+  expect_same "an option of ploop-img ${subcommand[*]}" \
     "$(options_of "$directory/help")" \
-    "$(subsection "$tool_pod" SUBCOMMANDS "$subcommand" |
-       sed -n 's/^=item B<\(--*[a-zA-Z][a-z-]*\)>.*/\1/p' | sort -u)"
-done
+    "$({
+         subsection "$tool_pod" SUBCOMMANDS "${subcommand[*]}" |
+           documented_options
+         options_of "$directory/help" | grep -xF -e "$common"
+       } | sort -u)"
+done <<<"$subcommands"
 
 # ---- libploop-core -------------------------------------------------------
 

@@ -22,9 +22,9 @@ build_packages=(gcc libc6-dev make autoconf automake libtool pkgconf
 run_packages=(nbdkit libnbd-bin e2fsprogs)
 # check: unit tests.  qemu-utils, ploop: the other implementations.  spin: checks
 # the model of the commit protocol.  zstd: unpacks the corpus.  strace: counts system
-# calls.  xfsprogs, btrfs-progs: file systems that share blocks.  xz-utils: make
+# calls.  libxml2-utils: xmllint.  xfsprogs, btrfs-progs: file systems that share blocks.  xz-utils: make
 # distcheck.
-test_packages=(check libnbd-bin qemu-utils ploop e2fsprogs zstd
+test_packages=(check libnbd-bin libxml2-utils qemu-utils ploop e2fsprogs zstd
                xfsprogs btrfs-progs shellcheck spin strace xz-utils)
 valgrind_packages=(valgrind)
 # What make bench and make fuzz need beyond build and test.

@@ -1,11 +1,10 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 
-/* ploop-img: creates, describes, checks, compacts, compares and converts ploop
- * images.
+/* ploop-img: all that can be done to ploop disks that nobody uses.
  *
- * Finds the subcommand in the table below and runs it.  Each subcommand is a
- * file of its own and reads its own options; only --help and --version are
- * known here, before a subcommand.
+ * Finds the subcommand in the table below and runs it.  Each subcommand, or group
+ * of them, is a file of its own and reads its own options; only --help and
+ * --version are known here, before a subcommand.
  */
 
 #include <config.h>
@@ -27,6 +26,14 @@ static const struct subcommand subcommands[] = {
   { "compact", "FILE", "Make the file as small as its data", compact_run },
   { "compare", "DISK OTHER", "Do two disks read the same?", compare_run },
   { "convert", "DISK TARGET", "Copy a disk into another form", convert_run },
+  { "snapshot create", "DISK", "Keep what the disk contains now",
+    snapshot_create_run },
+  { "snapshot delete", "DISK GUID", "Delete a snapshot", snapshot_delete_run },
+  { "snapshot switch", "DISK GUID", "Return to a snapshot",
+    snapshot_switch_run },
+  { "snapshot mark-temporary", "DISK GUID", "Mark a snapshot as to be deleted",
+    snapshot_mark_run },
+  { "merge", "DISK", "Make one delta of several", merge_run },
   { "help", "[SUBCOMMAND]", "Show how to use a subcommand", help_run },
 };
 
@@ -137,8 +144,7 @@ print_help (void)
           "  ploop-img SUBCOMMAND [OPTION...] ARGUMENT...\n"
           "  ploop-img --help | --version\n"
           "\n"
-          "Create, describe, check, compact, compare and convert ploop disk "
-          "images.\n"
+          "All that can be done to ploop disks that nobody uses.\n"
           "\n"
           "Subcommands:\n");
   print_summaries (NULL);

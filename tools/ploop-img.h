@@ -36,6 +36,11 @@ int check_run (const struct subcommand *self, int argc, char **argv);
 int compact_run (const struct subcommand *self, int argc, char **argv);
 int compare_run (const struct subcommand *self, int argc, char **argv);
 int convert_run (const struct subcommand *self, int argc, char **argv);
+int snapshot_create_run (const struct subcommand *self, int argc, char **argv);
+int snapshot_delete_run (const struct subcommand *self, int argc, char **argv);
+int snapshot_switch_run (const struct subcommand *self, int argc, char **argv);
+int snapshot_mark_run (const struct subcommand *self, int argc, char **argv);
+int merge_run (const struct subcommand *self, int argc, char **argv);
 
 /* command-line.c */
 

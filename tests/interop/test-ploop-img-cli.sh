@@ -104,6 +104,13 @@ for sub in info check compact; do
   refuses 'absent\.hds.*No such file' $sub absent.hds
   refuses 'absent\.hds.*No such file' $sub --output=json absent.hds
 done
+refuses_usage '' 'of several: use one of snapshot create, .*mark' snapshot
+refuses_usage '' "unknown subcommand 'snapshot x': use one of snapshot create" \
+  snapshot x
+refuses_usage 'snapshot create' 'DISK is missing' snapshot create
+refuses_usage 'snapshot delete' 'GUID is missing' snapshot delete x
+refuses_usage 'snapshot switch' 'give one of both' snapshot switch --keep --discard x y
+refuses_usage help "unexpected argument 'y'" help snapshot create y
 test ! -e x.hds || fail "a usage error left a file behind"
 
 # ---- Help ------------------------------------------------------------------
@@ -112,6 +119,7 @@ succeeds --help
 for sub in create info check compact help; do
   grep -q "^  $sub " out || fail "--help does not list $sub"
 done
+grep -q '^  snapshot create DISK ' out || fail "--help does not list a pair of words"
 cp out help
 for arguments in -h help 'help help' 'help --help'; do
   succeeds $arguments
@@ -136,6 +144,18 @@ info --output=human|json
 check --output=human|json --quiet
 compact --dry-run --no-holes --output=human|json --progress --quiet
 END
+
+succeeds help snapshot
+grep -q '^  snapshot switch DISK GUID ' out || fail "help snapshot"
+if grep -q compact out; then fail "help snapshot shows others"; fi
+cp out help
+succeeds snapshot --help
+cmp out help
+succeeds help snapshot create
+cp out help
+succeeds snapshot create --help
+cmp out help
+grep -q 'ploop-img snapshot create \[OPTION\.\.\.\] DISK' out || fail "no usage"
 
 succeeds --version
 grep -q '^ploop-img [0-9]' out
