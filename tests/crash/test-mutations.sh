@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 #
 # Do the power-cut tests notice?  Each mutation is one fault put into a copy of
-# one file of lib/; test-power-cut, or for compact.c test-compact-cut, or the test
+# one file of lib/; test-power-cut, or for compact.c and mover.c test-compact-cut, or the test
 # that is named, is linked with it and must fail.
 #
 # A mutation whose text is not in the source any more is an error: mend the
@@ -44,7 +44,7 @@ build ()
     fail "$1: lib/$2 does not have the text that is to be changed"
   fi
   case ${4:-$2} in
-  compact.c) objects=$compact_cut_objects ;;
+  compact.c | mover.c) objects=$compact_cut_objects ;;
   chain-cut) objects=$chain_cut_objects ;;
   *) objects=$power_cut_objects ;;
   esac
@@ -227,17 +227,17 @@ mutate slow whole-copy-in-no-page commit.c \
 # ---- Compacting -------------------------------------------------------------
 
 mutate quick move-without-commit compact.c \
-  '/^commit_moves/,/^}/ s/r = commit_flush (.*);/r = 0;/'
-mutate quick move-without-data compact.c \
+  '/^commit_moves/,/^}/ s/r = mover_commit (.*);/r = 0;/'
+mutate quick move-without-data mover.c \
   '/^copy_data/,/^}/ s/r = delta_pwrite (.*);/r = 0;/'
-mutate quick hole-over-garbage compact.c \
-  '/^copy_hole/,/^}/ s/r = punch_data (.*);/r = 0;/'
-mutate quick move-before-data-is-synced compact.c \
-  '/^commit_moves/,/^}/ s/commit_publish_copy (/delta_pwrite (compact->delta, \&entry, 4, format_bat_offset (list[i].index)); &/'
+mutate quick hole-over-garbage mover.c \
+  '/^copy_hole/,/^}/ s/r = clear (.*);/r = 0;/'
+mutate quick move-before-data-is-synced mover.c \
+  '/^mover_publish/,/^}/ s/commit_publish_copy (/delta_pwrite (mover->delta, \&entry, 4, format_bat_offset (index)); &/'
 mutate quick cut-before-commit compact.c \
-  '/^move_batch/,/^}/ s/const int r = copy_batch (compact, moves);/const int r = copy_batch (compact, moves); update_high (compact); cut_tail (compact);/'
-mutate quick moved-cell-not-used compact.c \
-  '/^commit_moves/,/^}/ s/set_used (.*);//'
+  '/^move_batch/,/^}/ s/const int r = copy_batch (compact, moves);/const int r = copy_batch (compact, moves); update_high (compact); mover_cut (\&compact->mover, data_end (compact));/'
+mutate quick moved-cell-not-used mover.c \
+  '/^mover_publish/,/^}/ s/cells_set_used (.*);//'
 
 # ---- Others -----------------------------------------------------------------
 
