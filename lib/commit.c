@@ -934,3 +934,26 @@ commit_unmark (struct commit *commit)
   log_debug (commit->log, "%s: closed", commit->delta->path);
   return 0;
 }
+
+int
+commit_replace_header (struct commit *commit,
+                       const struct format_header *header)
+{
+  struct format_header marked = *header;
+  uint8_t bytes[FORMAT_HEADER_SIZE];
+  int r;
+
+  marked.in_use = commit->header.in_use;
+  marked.flags = commit->header.flags;
+  marked.extension_sectors = commit->header.extension_sectors;
+  format_encode_header (&marked, bytes);
+  /* In one sector, so whole or not. */
+  r = delta_pwrite (commit->delta, bytes, sizeof bytes, 0);
+  if (r < 0)
+    return r;
+  changes_note (commit->changes);
+  r = commit_flush (commit);
+  if (r == 0)
+    commit->header = marked;
+  return r;
+}

@@ -133,6 +133,15 @@ bool commit_is_marked (const struct commit *commit);
  */
 int commit_unmark (struct commit *commit);
 
+/* With the mark on disk, nothing else changing, and all flushed: let HEADER be that of
+ * the file, durably, and with the mark, at once and as a whole.  Neither delta's header
+ * nor its layout is changed: all that may follow is commit_unmark.
+ *
+ * Returns 0 or a negative errno; the file has one of both headers then.
+ */
+int commit_replace_header (struct commit *commit,
+                           const struct format_header *header);
+
 /* ---- BAT entries ------------------------------------------------------- */
 
 /* WORD of a guest cluster is new, and a write to it has succeeded: let the BAT

@@ -23,6 +23,9 @@
 /* One system call moves at most this much: Linux cuts at 2^31 - 4096. */
 #define MAX_IO ((size_t) 1 << 30)
 
+/* What is searched for bytes that are not zero, at once. */
+#define SEARCH_BYTES ((size_t) 1 << 20)
+
 /* ---- Opening ----------------------------------------------------------- */
 
 /* Open for writing if WRITER and the file allows it, else for reading. */
@@ -905,4 +908,52 @@ delta_is_rotational (const struct delta *delta)
   }
   /* A file system without a block device of its own (network, memory). */
   return false;
+}
+
+/* ---- Searching --------------------------------------------------------- */
+
+static size_t
+count_zeros (const uint8_t *buf, size_t length)
+{
+  size_t n = 0;
+
+  while (n < length && buf[n] == 0)
+    n++;
+  return n;
+}
+
+static int
+find_in_data (const struct delta *delta, uint8_t *buf, uint64_t end,
+              uint64_t *position)
+{
+  while (*position < end) {
+    const size_t length = (size_t) MIN (end - *position, SEARCH_BYTES);
+    const int r = delta_pread (delta, buf, length, *position);
+    size_t n;
+
+    if (r < 0)
+      return r;
+    n = count_zeros (buf, length);
+    *position += n;
+    if (n < length)
+      break;
+  }
+  return 0;
+}
+
+int
+delta_find_nonzero (const struct delta *delta, uint64_t start, uint64_t end,
+                    uint64_t *position)
+{
+  g_autofree uint8_t *buf = g_malloc (SEARCH_BYTES);
+  uint64_t stop;
+
+  for (*position = start; delta_next_data (delta, end, position, &stop);) {
+    const int r = find_in_data (delta, buf, stop, position);
+
+    if (r < 0 || *position < stop)
+      return r;
+  }
+  *position = end;
+  return 0;
 }

@@ -215,6 +215,13 @@ void delta_stop (struct delta *delta);
 bool delta_is_hole (const struct delta *delta, uint64_t length,
                     uint64_t offset);
 
+/* Find the first byte that is not zero from START to END of the file.  Returns 0 with
+ * *POSITION, END when there is none; or a negative errno with *POSITION near what could
+ * not be read.
+ */
+int delta_find_nonzero (const struct delta *delta, uint64_t start,
+                        uint64_t end, uint64_t *position);
+
 /* Read LENGTH bytes at OFFSET into the page cache soon.  Only advice; does
  * nothing for what goes past it.
  */

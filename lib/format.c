@@ -322,6 +322,58 @@ format_new_header (uint64_t size, uint32_t cluster_size, unsigned version,
   return true;
 }
 
+/* The first place from where the data area began that is behind the BAT, or as close to
+ * it as can be.
+ */
+static uint64_t
+move_data_start (uint64_t start, uint64_t bat_end, uint64_t cluster_size)
+{
+  return start >= bat_end
+           ? start - (start - bat_end) / cluster_size * cluster_size
+           : start + divide_up (bat_end - start, cluster_size) * cluster_size;
+}
+
+bool
+format_resize_header (const struct format_header *old,
+                      const struct format_layout *old_layout, uint64_t size,
+                      struct format_header *header,
+                      struct format_layout *layout, GError **error)
+{
+  const uint64_t cluster_size = old_layout->cluster_size;
+  const uint64_t nr_entries = divide_up (size, cluster_size);
+  const uint64_t most = old->version == 1
+                          ? (uint64_t) UINT32_MAX * FORMAT_SECTOR_SIZE
+                          : FORMAT_MAX_ENTRIES * cluster_size;
+
+  if (size == 0 || size % FORMAT_SECTOR_SIZE != 0 || size > most
+      || nr_entries > FORMAT_MAX_ENTRIES) {
+    g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_ARGUMENT,
+                 "disk size cannot become %" G_GUINT64_FORMAT " bytes: must be a "
+                 "multiple of 512, and at most %" G_GUINT64_FORMAT " in version %u "
+                 "with clusters of %" G_GUINT64_FORMAT " bytes", size, most,
+                 old->version, cluster_size);
+    return false;
+  }
+  *header = *old;
+  *layout = *old_layout;
+  layout->size = size;
+  layout->nr_entries = (uint32_t) nr_entries;
+  layout->bat_end = format_bat_offset (layout->nr_entries);
+  layout->data_start =
+    move_data_start (old_layout->data_start, layout->bat_end, cluster_size);
+  header->size_sectors = size / FORMAT_SECTOR_SIZE;
+  header->nr_entries = layout->nr_entries;
+  header->data_sectors = (uint32_t) (layout->data_start / FORMAT_SECTOR_SIZE);
+  format_geometry (header->size_sectors, &header->heads, &header->cylinders);
+  if (format_nr_cells (layout) >= nr_entries)
+    return true;
+  g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_ARGUMENT,
+               "disk size cannot become %" G_GUINT64_FORMAT " bytes: a BAT entry "
+               "of version %u could not name all clusters: convert it to version 2",
+               size, old->version);
+  return false;
+}
+
 uint64_t
 format_nr_cells (const struct format_layout *layout)
 {

@@ -124,6 +124,18 @@ bool format_new_header (uint64_t size, uint32_t cluster_size,
                         unsigned version, struct format_header *header,
                         GError **error);
 
+/* The header of an image whose disk gets another size, SIZE bytes, and what follows from
+ * it: the BAT has as many entries as that takes, and the data area begins behind it, by
+ * whole clusters later or earlier than now, so that all that lies at a multiple of them
+ * still does.  OLD and OLD_LAYOUT are plausible.
+ *
+ * Returns false and sets ERROR (PLOOP_ERROR_ARGUMENT) when there can be no such image.
+ */
+bool format_resize_header (const struct format_header *old,
+                           const struct format_layout *old_layout,
+                           uint64_t size, struct format_header *header,
+                           struct format_layout *layout, GError **error);
+
 /* Geometry of a new image, computed as ploop does. */
 void format_geometry (uint64_t size_sectors, uint32_t *heads,
                       uint32_t *cylinders);

@@ -360,6 +360,27 @@ find_files (struct location *location, const char *path,
 
 /* ---- An overlay -------------------------------------------------------- */
 
+struct delta *
+location_open_delta (const struct location *location, guint i,
+                     enum delta_lock lock, const struct log *log,
+                     GError **error)
+{
+  const struct chain_source *from =
+    &g_array_index (location->deltas, struct chain_source, i);
+  const struct delta_source source = {
+    .path = from->path,
+    .path_fd = from->path_fd,
+    .raw_cluster_size =
+      !from->may_be_raw ? 0
+      : location->cluster_size ? location->cluster_size
+      : FORMAT_DEFAULT_CLUSTER,
+    .descriptor_is_locked = location->descriptor_is_locked,
+    .log = log,
+  };
+
+  return delta_open_source (&source, lock, error);
+}
+
 /* As large as the disk that it goes over, with clusters as large as its.  If
  * another server has just made it, or the name is a link, opening it tells more.
  */
@@ -369,16 +390,8 @@ create_overlay (struct location *location, const char *path,
 {
   g_autoptr (GError) why = NULL;
   const struct chain_source *over = last_delta (location);
-  const struct delta_source source = {
-    .path = over->path,
-    .path_fd = over->path_fd,
-    .raw_cluster_size =
-      !over->may_be_raw ? 0
-      : location->cluster_size ? location->cluster_size
-      : FORMAT_DEFAULT_CLUSTER,
-    .log = log,
-  };
-  struct delta *delta = delta_open_source (&source, DELTA_LOCK_NONE, error);
+  struct delta *delta = location_open_delta (location, location->deltas->len - 1,
+                                             DELTA_LOCK_NONE, log, error);
   struct ploop_create_options options = { 0 };
 
   if (!delta)

@@ -59,6 +59,13 @@ bool location_is_image (int directory_fd, const char *name, int flags);
 /* Is its top a raw disk? */
 bool location_is_raw (const struct location *location);
 
+/* Open delta number I, counted from the base, by itself.  LOG may be NULL, and is for
+ * what is remote.  Returns NULL and sets ERROR as delta_open_source does.
+ */
+struct delta *location_open_delta (const struct location *location, guint i,
+                                   enum delta_lock lock,
+                                   const struct log *log, GError **error);
+
 /* With all deltas open and locked: is the descriptor still what was read?  Returns
  * false and sets ERROR when somebody has replaced it meanwhile.
  */

@@ -27,6 +27,7 @@
 #include "merge.h"
 #include "parts.h"
 #include "pieces.h"
+#include "resize.h"
 
 /* One merge of files: what is above, and where it goes. */
 struct merging {
@@ -50,36 +51,24 @@ target_path (const struct merging *merging)
 
 /* ---- The upper deltas -------------------------------------------------- */
 
-/* They are to be removed: nobody may use them. */
-static struct delta *
-open_upper (const struct chain_source *source, bool writer,
-            const struct log *log, GError **error)
+static enum delta_lock
+lock_for (bool writer)
 {
-  const struct delta_source of_delta = {
-    .path = source->path,
-    .path_fd = source->path_fd,
-    .descriptor_is_locked = true,
-    .log = log,
-  };
-
-  return delta_open_source (&of_delta,
-                            writer ? DELTA_LOCK_WRITER : DELTA_LOCK_READER,
-                            error);
+  return writer ? DELTA_LOCK_WRITER : DELTA_LOCK_READER;
 }
 
-/* Deltas FIRST and those above it, of SOURCES. */
+/* Deltas FIRST and those above it.  They are to be removed: nobody may use them. */
 static bool
-open_uppers (struct merging *merging, const GArray *sources, guint first,
+open_uppers (struct merging *merging, const struct location *location, guint first,
              bool writer, const struct log *log, GError **error)
 {
   struct chain *chain = &merging->upper;
 
-  chain->nr_levels = sources->len - first;
+  chain->nr_levels = location->deltas->len - first;
   chain->levels = g_new0 (struct delta *, chain->nr_levels);
   for (unsigned i = 0; i < chain->nr_levels; i++) {
     chain->levels[i] =
-      open_upper (&g_array_index (sources, struct chain_source, first + i),
-                  writer, log, error);
+      location_open_delta (location, first + i, lock_for (writer), log, error);
     if (!chain->levels[i])
       return false;
   }
@@ -143,25 +132,6 @@ load_uppers (struct merging *merging, const struct log *log, GError **error)
 
 /* ---- Where it goes ----------------------------------------------------- */
 
-/* A base without a header. */
-static bool
-open_raw (struct merging *merging, const struct chain_source *source,
-          bool writer, const struct log *log, GError **error)
-{
-  const struct delta_source of_delta = {
-    .path = source->path,
-    .path_fd = source->path_fd,
-    .raw_cluster_size = merging->cluster_size,
-    .descriptor_is_locked = true,
-    .log = log,
-  };
-
-  merging->raw = delta_open_source (&of_delta,
-                                    writer ? DELTA_LOCK_WRITER
-                                           : DELTA_LOCK_READER, error);
-  return merging->raw != NULL;
-}
-
 /* The disk with the lowest delta on top. */
 static bool
 open_target (struct merging *merging, struct location *location, bool writer,
@@ -174,10 +144,11 @@ open_target (struct merging *merging, struct location *location, bool writer,
   };
 
   location->read_only = !writer;
-  if (location_is_raw (location))
-    return open_raw (merging, &g_array_index (location->deltas,
-                                              struct chain_source, 0),
-                     writer, log, error);
+  if (location_is_raw (location)) {
+    merging->raw =
+      location_open_delta (location, 0, lock_for (writer), log, error);
+    return merging->raw != NULL;
+  }
   merging->image = parts_open (location, &options, error);
   return merging->image != NULL;
 }
@@ -358,27 +329,21 @@ finish_raw (struct merging *merging, GError **error)
   return r < 0 ? -1 : 0;
 }
 
-/* If WRITER, the deltas that are to go are kept from everybody, too. */
+/* LOCATION is of all; in the end, of the lowest NR_LOWER and what they rest on.  If
+ * WRITER, the deltas that are to go are kept from everybody, too.
+ */
 static bool
 open_all (struct merging *merging, struct location *location, guint nr_lower,
           bool writer, const struct log *log, GError **error)
 {
-  g_autoptr (GArray) sources = g_steal_pointer (&location->deltas);
-
-  location->deltas = chain_sources_new ();
-  for (guint i = 0; i < nr_lower; i++) {
-    struct chain_source *source =
-      &g_array_index (sources, struct chain_source, i);
-
-    chain_sources_add (location->deltas, source->path, source->path_fd,
-                       source->may_be_raw);
-    source->path_fd = -1;
-  }
-  return open_uppers (merging, sources, nr_lower, writer, log, error)
-         && have_one_cluster_size (merging, error)
-         && have_no_bitmaps (merging, error)
-         && load_uppers (merging, log, error)
-         && open_target (merging, location, writer, log, error)
+  if (!open_uppers (merging, location, nr_lower, writer, log, error)
+      || !have_one_cluster_size (merging, error)
+      || !have_no_bitmaps (merging, error) || !load_uppers (merging, log, error))
+    return false;
+  g_array_set_size (location->deltas, nr_lower);
+  if (location->cluster_size == 0)
+    location->cluster_size = merging->cluster_size;
+  return open_target (merging, location, writer, log, error)
          && judge_target (merging, writer, error);
 }
 
@@ -432,13 +397,31 @@ open_part (const struct merge *merge, struct part_merging *part,
   return true;
 }
 
+/* The lowest delta may be of a smaller disk. */
+static bool
+grow_target (struct part_merging *part, const struct log *log, GError **error)
+{
+  struct merging *merging = &part->merging;
+  const struct location *location = &part->location;
+  struct delta *delta;
+
+  if (!merging->image || ploop_size (merging->image) >= merging->size)
+    return true;
+  ploop_close (g_steal_pointer (&merging->image), NULL);
+  delta = location_open_delta (location, location->deltas->len - 1,
+                               DELTA_LOCK_WRITER, log, error);
+  return delta && resize_grow (delta, merging->size, log, error) == 0
+         && open_target (merging, &part->location, true, log, error);
+}
+
 /* Returns 0 when all of it is on disk, or it was cancelled. */
 static int
 copy_part (const struct merge *merge, struct part_merging *part,
            GError **error)
 {
   struct merging *merging = &part->merging;
-  int r = copy_all (merging, error);
+  int r = grow_target (part, merge->log, error)
+            ? copy_all (merging, error) : -1;
 
   if (close_target (merging, r == 0 ? error : NULL) == -1)
     r = -1;

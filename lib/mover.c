@@ -296,6 +296,21 @@ mover_publish (struct mover *mover, uint32_t index, uint64_t to)
                        map_word (0, entry, MAP_UNSTABLE));
 }
 
+void
+mover_drop (struct mover *mover, uint32_t index)
+{
+  const struct format_layout *layout = &mover->delta->layout;
+  const uint64_t word = map_lookup (&mover->map, index);
+  uint64_t offset, removal;
+
+  if (!map_word_is_mapped (word))
+    return;
+  offset = format_entry_offset (layout, map_word_entry (word));
+  commit_remove (&mover->commit, index, word, &removal);
+  if (format_is_on_grid (layout, offset))
+    cells_set_free (&mover->cells, format_cell_at (layout, offset));
+}
+
 int
 mover_commit (struct mover *mover)
 {
@@ -332,7 +347,9 @@ mover_punch_free (struct mover *mover, uint64_t end)
        cells_next_free_run (&mover->cells, nr_cells, &from, &stop);
        from = stop) {
     const uint64_t offset = mover_offset (mover, from);
-    int r = punch_data (mover, (stop - from) * layout->cluster_size, offset);
+    /* All of it: what was reserved and never written, the file system calls a hole. */
+    int r = delta_punch (mover->delta, (stop - from) * layout->cluster_size,
+                         offset);
 
     if (r == -ENOTSUP)
       break;

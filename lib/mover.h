@@ -112,7 +112,12 @@ int mover_clear (struct mover *mover, uint64_t length, uint64_t offset);
 /* Cluster INDEX is in cell TO now: with the next commit. */
 void mover_publish (struct mover *mover, uint32_t index, uint64_t to);
 
-/* Let everything published be on disk. */
+/* Cluster INDEX is nowhere from now on: its entry goes with the next commit, and only
+ * then its place may be used.  Does nothing when it is not mapped.
+ */
+void mover_drop (struct mover *mover, uint32_t index);
+
+/* Let everything published or dropped be on disk. */
 int mover_commit (struct mover *mover);
 
 /* The file ends at byte END now, if it did so later. */

@@ -726,6 +726,49 @@ int ploop_compact (const char *path,
                    ploop_progress_fn progress, void *opaque,
                    struct ploop_compact_result *result, GError **error);
 
+/* ---- Resizing ---------------------------------------------------------- */
+
+struct ploop_resize_options {
+  bool shrink;                  /* clusters behind the new end may go if they are
+                                   zeros */
+  bool discard;                 /* they may go whatever they are */
+  bool keep_holes_out;          /* make no holes in the file, for kernels that do not
+                                   take them */
+  bool dry_run;                 /* only say what would be done */
+  ploop_log_fn log;             /* NULL: no messages */
+  void *log_opaque;
+};
+
+struct ploop_resize_result {
+  bool interrupted;             /* by the callback: the size is the old one */
+  uint64_t old_size, new_size;  /* of the disk, bytes */
+  uint64_t nr_moved;            /* clusters that made room for a longer BAT */
+  uint64_t bytes_copied;        /* of their data; holes are not copied */
+  uint64_t nr_dropped;          /* clusters behind the new end */
+};
+
+/* Let the disk PATH, which nobody may use meanwhile, have SIZE bytes, a multiple of 512.
+ * PATH is an image; or a DiskDescriptor.xml or the directory that holds one: then it is
+ * the top delta that gets another size (of a split disk, that of the last part; if the
+ * disk is one raw file, that), and the descriptor is told.
+ *
+ * What is added reads as zeros.  To be smaller, nothing may be mapped behind the new
+ * end, unless options->shrink or discard; and no lower delta may be larger, for what it
+ * has would come back when the disk grows again.
+ *
+ * At every instant the image is one that has the old size or the new one, and reads the
+ * same as far as both go; what was cut short can be done again.
+ *
+ * OPTIONS and PROGRESS may be NULL.  Returns 0, also when interrupted; or -1 with ERROR
+ * set: PLOOP_ERROR_ARGUMENT for a size that cannot be, data behind the end, or an image
+ * with changed-block bitmaps; and as ploop_compact.  Blocks for as long as it takes;
+ * starts no threads.
+ */
+int ploop_resize (const char *path, uint64_t size,
+                  const struct ploop_resize_options *options,
+                  ploop_progress_fn progress, void *opaque,
+                  struct ploop_resize_result *result, GError **error);
+
 /* ---- Snapshots and merging --------------------------------------------- */
 
 /* All of these change a disk that has a DiskDescriptor.xml (PATH is that, or the

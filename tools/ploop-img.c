@@ -26,6 +26,7 @@ static const struct subcommand subcommands[] = {
   { "compact", "FILE", "Make the file as small as its data", compact_run },
   { "compare", "DISK OTHER", "Do two disks read the same?", compare_run },
   { "convert", "DISK TARGET", "Copy a disk into another form", convert_run },
+  { "resize", "DISK SIZE", "Make a disk larger or smaller", resize_run },
   { "snapshot create", "DISK", "Keep what the disk contains now",
     snapshot_create_run },
   { "snapshot delete", "DISK GUID", "Delete a snapshot", snapshot_delete_run },

@@ -156,7 +156,13 @@ step ()
 {
   local guid before
   what=nothing
-  case $((RANDOM % 5)) in
+  case $((RANDOM % 6)) in
+    5)
+      # Lower deltas are smaller than the disk from now on.
+      what="resize"
+      truncate -s +$((RANDOM % 700 + 1))K "$want/top"
+      "$img" resize -q "$disk" "$(stat -c %s "$want/top")"
+      ;;
     0 | 1)
       take
       what="create"
