@@ -4,7 +4,7 @@
 # What the shell tests share: to say what is needed, to fail, to serve an image
 # and to leave nothing behind.  Sourced by bash with `set -euo pipefail`.
 #
-# From the outside: PLUGIN, PLOOP_IMG and PLOOP_CORPUS (set by make check),
+# From the outside: PLUGIN, PLOOP_IMG, PLOOP_CORPUS and GENERATE (set by make check),
 # NBDKIT (a command prefix), NBDKIT_PRELOAD (LD_PRELOAD of the server only),
 # PLOOP_PARAMETERS (more parameters of the plugin), PLOOP_TEST_SCALE, PLOOP_TEST_SEED,
 # PLOOP_TEST_KEEP (keep the temporary directory).
@@ -303,6 +303,24 @@ unpack_corpus ()
 {
   requires zstd tar
   tar --zstd -xSf "$PLOOP_CORPUS/corpus.tar.zst" -C "$tmp"
+}
+
+# generate SEED DIR [OPTION...]: a disk made at random, in DIR, which must not exist
+# yet.  Its path is in `disk`; generate/generate.c tells what else is in DIR.
+generate ()
+{
+  local _
+  [ -x "${GENERATE:-}" ] || fail "GENERATE is not set: use make check"
+  "$GENERATE" --seed="$1" "${@:3}" "$2" || fail "generate $*"
+  IFS=$'\t' read -r disk _ < <(manifest "$2" disk)
+  disk=$2/$disk
+}
+
+# manifest DIR KIND: the lines of that kind in the manifest of a generated disk,
+# without this first field.
+manifest ()
+{
+  sed -n "s/^$2\t//p" "$1/manifest.tsv"
 }
 
 printf -v _filling '%9000s' ''
