@@ -18,7 +18,9 @@ set -euo pipefail
 . "$abs_top_srcdir/tests/functions.sh"
 requires qemu-img qemu-io nbdcopy nbdinfo cmp perl
 
-commands=(info check compare convert compact serve write qemu ploop)
+commands=(
+  info check compare convert compact snapshot merge serve write qemu ploop
+)
 forms=(
   "--kind=image"
   "--kind=chain"
@@ -208,6 +210,102 @@ try_compact ()
   if [ -f "$disk" ]; then each_delta compact_delta; fi
 }
 
+# compare_snapshot NAME RAW OPTION: of the copy; one that is called $gone is not there.
+gone=
+compare_snapshot ()
+{
+  [ "$1" = TOP ] || [ "$1" = "$gone" ] || run 0 compare --strict "$copy" "$2" "$3"
+}
+
+# Damage, after a change of the copy?  A file may be gone, and a leak may stay.
+check_copied_delta ()
+{
+  local file=$tmp/copy/${1#"$dir/"} status=0
+  if has raw || [ ! -e "$file" ]; then return; fi
+  "$PLOOP_IMG" check "$file" > "$tmp/said" 2>&1 || status=$?
+  [ $status -eq 0 ] || [ $status -eq 3 ] ||
+    { cat "$tmp/said"; fail "$file: check says $status"; }
+}
+
+# refused COMMAND ARG...: because of bitmaps, and without a change of the copy.
+refused ()
+{
+  local before
+  before=$(find "$tmp/copy" -type f ! -name '*.lck' -exec sha256sum {} +)
+  run 1 "$@"
+  grep -q bitmap "$tmp/said" || { cat "$tmp/said"; fail "$*: why not?"; }
+  [ "$(find "$tmp/copy" -type f ! -name '*.lck' -exec sha256sum {} +)" = "$before" ] ||
+    fail "$*: refused, but something was changed"
+}
+
+top_guid ()
+{
+  sed -n 's/.*<TopGUID>\(.*\)<.*/\1/p' "$disk/DiskDescriptor.xml"
+}
+
+# mergeable: lines of the pairs of deltas that can be merged, the upper's and the lower's
+# GUID, and 1 if there are bitmaps in either, else 0.  Nothing else rests on the lower
+# one.  Nor is it smaller: to grow it is left to a test of that.
+mergeable ()
+{
+  awk -F '\t' -v top="$(top_guid)" '
+    $1 == "content" { size[$2 == "TOP" ? top : $2] = $4 }
+    $1 == "delta" && $5 == 0 { lower[$3] = $4; nr_upper[$4]++ }
+    $1 == "delta" && $8 ~ /extension/ { has_bitmaps[$3] = 1 }
+    END {
+      for (guid in lower)
+        if (nr_upper[lower[guid]] == 1 && size[guid] == size[lower[guid]])
+          print guid, lower[guid],
+                (guid in has_bitmaps) || (lower[guid] in has_bitmaps)
+    }' "$dir/manifest.tsv" | sort
+}
+
+try_snapshot ()
+{
+  local guid='{01234567-89ab-cdef-0123-456789abcdef}' top
+  [ -d "$disk" ] || return 0
+  copy_disk
+  top=$(top_guid)
+  if manifest "$dir" delta | cut -f 2,7 | grep -F "$top" | grep -q extension; then
+    refused snapshot create "$copy"
+    return
+  fi
+  run 0 snapshot create --guid="$guid" "$copy"
+  run 0 compare --strict "$copy" "$dir/expected/TOP.raw"
+  run 0 compare --strict --snapshot="$guid" "$copy" "$dir/expected/TOP.raw"
+  each_content compare_snapshot
+  each_delta check_copied_delta
+
+  mapfile -t snapshots < <(manifest "$dir" content | cut -f 1 | grep -v TOP)
+  [ ${#snapshots[@]} -gt 0 ] || return 0
+  guid=${snapshots[RANDOM % ${#snapshots[@]}]}
+  run 0 snapshot switch --keep "$copy" "$guid"
+  run 0 compare --strict "$copy" "$dir/expected/$guid.raw"
+  each_content compare_snapshot
+}
+
+# A delta into the one below it.
+try_merge ()
+{
+  local upper lower has_bitmaps
+  [ -d "$disk" ] || return 0
+  mapfile -t pairs < <(mergeable)
+  [ ${#pairs[@]} -gt 0 ] || return 0
+  read -r upper lower has_bitmaps <<< "${pairs[RANDOM % ${#pairs[@]}]}"
+  copy_disk
+  if [ "$has_bitmaps" -eq 1 ]; then
+    refused merge --snapshot="$upper" "$copy"
+    return
+  fi
+  run 0 merge --snapshot="$upper" "$copy"
+  gone=$lower
+  run 0 compare --strict "$copy" "$dir/expected/TOP.raw"
+  each_content compare_snapshot
+  each_delta check_copied_delta
+  run 2 compare --snapshot="$lower" "$copy" "$dir/expected/TOP.raw"
+  gone=
+}
+
 serve_content ()
 {
   local at=$uri
@@ -239,11 +337,6 @@ random_requests ()
       *) requests+=("write -P $((1 + i)) $((first * 512)) $((nr * 512))") ;;
     esac
   done
-}
-
-compare_snapshot ()
-{
-  [ "$1" = TOP ] || run 0 compare --strict "$copy" "$2" "$3"
 }
 
 # What is written is read again, and no snapshot sees it.
@@ -294,7 +387,7 @@ qemu_content ()
     # An entry past the end of the file: to qemu it is zeros, and no lower delta's.
     [[ $guid = TOP && $form = *--dirty* ]] && return
     [ "$guid" != TOP ] ||
-      guid=$(sed -n 's/.*<TopGUID>\(.*\)<.*/\1/p' "$disk/DiskDescriptor.xml")
+      guid=$(top_guid)
     qemu-img convert -O raw "$(chain_of "$guid" 0)" "$tmp/out"
   else
     qemu-img convert -f parallels -O raw "$disk" "$tmp/out"
