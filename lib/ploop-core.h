@@ -878,6 +878,109 @@ int ploop_delete_snapshot (const char *path, const char *guid,
                            ploop_progress_fn progress, void *opaque,
                            struct ploop_merge_result *result, GError **error);
 
+/* ---- Changed-block bitmaps ---------------------------------------------- */
+
+/* An image may carry bitmaps in which a backup program notes what has changed since
+ * its last run: of each piece of the disk (the granularity), a bit.  A bitmap is known
+ * by a UUID.
+ *
+ * PATH is an image, or a DiskDescriptor.xml or the directory that holds one; then it is
+ * the top delta that carries the bitmaps.  A split disk is refused: each part has its
+ * own.
+ *
+ * Bitmaps are stale when the image was not closed, or was closed by a program that
+ * knows none: it may have been written to behind their back.
+ */
+
+struct ploop_bitmap {
+  char uuid[37];                /* lower case */
+  bool is_stale;
+  uint64_t size;                /* of the disk that it is of, bytes */
+  uint64_t granularity;         /* of the disk, that a bit is for, bytes */
+  uint64_t nr_dirty;            /* bytes of the disk that are marked */
+};
+
+/* Frees what ploop_list_bitmaps puts into its array. */
+void ploop_bitmap_free (struct ploop_bitmap *bitmap);
+
+/* The bitmaps that PATH carries, in the order in which they are stored.
+ *
+ * Locks PATH as for reading and changes nothing.  Returns an array of struct
+ * ploop_bitmap, for g_ptr_array_unref; or NULL with ERROR set, PLOOP_ERROR_CORRUPT if
+ * what carries them is damaged.
+ */
+GPtrArray *ploop_list_bitmaps (const char *path, GError **error);
+
+/* Receives a range of the disk, in bytes.  Returns false to end it. */
+typedef bool (*ploop_dirty_fn) (void *opaque, uint64_t offset,
+                                uint64_t length);
+
+/* Tell what bitmap UUID of PATH marks: ranges in ascending order, no two of which
+ * touch.  REPORT is called by this thread.
+ *
+ * Locks PATH as for reading and changes nothing.  Returns 0, also when REPORT ended it,
+ * or -1 with ERROR set: PLOOP_ERROR_ARGUMENT when there is no such bitmap, or it is
+ * stale; PLOOP_ERROR_CORRUPT.
+ */
+int ploop_dump_bitmap (const char *path, const char *uuid,
+                       ploop_dirty_fn report, void *opaque, GError **error);
+
+struct ploop_bitmap_options {
+  bool dry_run;                 /* only say what would be done */
+  ploop_log_fn log;             /* NULL: no messages */
+  void *log_opaque;
+};
+
+struct ploop_bitmap_result {
+  struct ploop_bitmap bitmap;   /* that was added, or merged into, as it is then */
+  unsigned nr_removed;          /* bitmaps */
+  bool was_unusable;            /* what was removed was damaged or stale */
+  uint64_t file_size_before;    /* bytes */
+  uint64_t file_size_after;
+};
+
+/* All that follow lock PATH as for writing (with dry_run as for reading, changing
+ * nothing), and refuse an image that was not closed, whose table is damaged, whose
+ * bitmaps are stale or damaged, or of which they say that only a program that knows
+ * all of their extension may change them.
+ *
+ * The guest's disk is not written to.  At every instant, whether the process is killed
+ * or power fails, PATH carries the bitmaps that it had, or those that it is to have;
+ * what was cut short may leave free space in the file.  OPTIONS and RESULT may be NULL.
+ *
+ * Each returns 0, with the change on stable storage, or -1 with ERROR set, and PATH as it
+ * was (unless ERROR says that it may be either): PLOOP_ERROR_ARGUMENT for what is
+ * refused, and when the bitmaps do not fit into one cluster; PLOOP_ERROR_CORRUPT;
+ * PLOOP_ERROR_IN_USE; PLOOP_ERROR_SYSTEM.
+ */
+
+/* Add a bitmap that marks nothing, or with ALL_SET everything.  UUID may be NULL: then
+ * it is a random one; it must not be that of another.  GRANULARITY is a power of two
+ * from 512 bytes to 2 GiB; 0 is 64 KiB.
+ */
+int ploop_add_bitmap (const char *path, const char *uuid,
+                      uint64_t granularity, bool all_set,
+                      const struct ploop_bitmap_options *options,
+                      struct ploop_bitmap_result *result, GError **error);
+
+/* Remove bitmap UUID; or with NULL all, even if they are stale or damaged, which is
+ * worth a warning.  An image that has none is then closed as one that never had any,
+ * but if it was not closed it stays so.  When there is nothing to remove with NULL,
+ * nothing is changed.
+ */
+int ploop_remove_bitmap (const char *path, const char *uuid,
+                         const struct ploop_bitmap_options *options,
+                         struct ploop_bitmap_result *result, GError **error);
+
+/* Mark in bitmap INTO what bitmap SOURCE marks, of the image SOURCE_PATH, which is
+ * named as PATH is (NULL: PATH); of a disk of the same size.  What one bit of either
+ * marks is marked whole.
+ */
+int ploop_merge_bitmap (const char *path, const char *into,
+                        const char *source_path, const char *source,
+                        const struct ploop_bitmap_options *options,
+                        struct ploop_bitmap_result *result, GError **error);
+
 /* ---- Comparing --------------------------------------------------------- */
 
 struct ploop_compare_options {

@@ -35,6 +35,12 @@ static const struct subcommand subcommands[] = {
   { "snapshot mark-temporary", "DISK GUID", "Mark a snapshot as to be deleted",
     snapshot_mark_run },
   { "merge", "DISK", "Make one delta of several", merge_run },
+  { "bitmap list", "FILE", "Show the changed-block bitmaps", bitmap_list_run },
+  { "bitmap add", "FILE", "Begin to track what changes", bitmap_add_run },
+  { "bitmap remove", "FILE", "Remove bitmaps", bitmap_remove_run },
+  { "bitmap dump", "FILE", "Show what a bitmap marks", bitmap_dump_run },
+  { "bitmap merge", "FILE SOURCE_UUID", "Mark in a bitmap what another marks",
+    bitmap_merge_run },
   { "help", "[SUBCOMMAND]", "Show how to use a subcommand", help_run },
 };
 
