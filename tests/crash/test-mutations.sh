@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 #
 # Do the power-cut tests notice?  Each mutation is one fault put into a copy of
-# one file of lib/; test-power-cut, or for compact.c and mover.c test-compact-cut, or the test
-# that is named, is linked with it and must fail.
+# one file of lib/; test-power-cut, or for compact.c and mover.c test-compact-cut, for
+# bitmap.c test-bitmap-cut, or the test that is named, is linked with it and must fail.
 #
 # A mutation whose text is not in the source any more is an error: mend the
 # expression.  make check tries those that are found quickly, with
@@ -29,6 +29,7 @@ power_cut_objects='test-power-cut.o lower.o recorder.o reader.o rules.o
   workload.o'
 chain_cut_objects='test-chain-cut.o lower.o recorder.o reader.o rules.o'
 compact_cut_objects='test-compact-cut.o recorder.o reader.o rules.o'
+bitmap_cut_objects='test-bitmap-cut.o recorder.o reader.o rules.o'
 
 fail ()
 {
@@ -45,6 +46,7 @@ build ()
   fi
   case ${4:-$2} in
   compact.c | mover.c) objects=$compact_cut_objects ;;
+  bitmap.c) objects=$bitmap_cut_objects ;;
   chain-cut) objects=$chain_cut_objects ;;
   *) objects=$power_cut_objects ;;
   esac
@@ -238,6 +240,21 @@ mutate quick cut-before-commit compact.c \
   '/^move_batch/,/^}/ s/const int r = copy_batch (compact, moves);/const int r = copy_batch (compact, moves); update_high (compact); mover_cut (\&compact->mover, data_end (compact));/'
 mutate quick moved-cell-not-used mover.c \
   '/^mover_publish/,/^}/ s/cells_set_used (.*);//'
+
+# ---- Bitmaps ----------------------------------------------------------------
+
+mutate quick bitmaps-not-synced bitmap.c \
+  '/^switch_header/,/^}/ s/= delta_sync (.*);/= 0;/'
+mutate quick bitmaps-given-back-at-once bitmap.c \
+  '/^write_header/,/^}/ s/delta_pwrite_durable/delta_pwrite/'
+mutate quick bitmaps-given-back-before bitmap.c \
+  '/^bitmap_update_commit/,/^}/ { s/^  release_old .*//; s/^  if (!switch_header/  release_old (update, clusters);\n&/; }'
+mutate quick bitmaps-written-over bitmap.c \
+  '/^take_cluster/,/^}/ s/while (overlaps (.*/while (false \&\& overlaps (update->old_clusters, layout->cluster_size, *offset,/'
+mutate quick guest-clusters-written-over bitmap.c \
+  '/^load_bat/,/^}/ s/: update->data_end);/: 0);/'
+mutate quick bitmaps-marked-stale bitmap.c \
+  '/^switch_header/,/^}/ s/header.in_use = FORMAT_CLOSED_EXTENSION;/header.in_use = FORMAT_IN_USE;/'
 
 # ---- Others -----------------------------------------------------------------
 
