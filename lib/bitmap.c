@@ -37,6 +37,8 @@
 /* Of bits, read at once. */
 #define PIECE_BYTES 65536u
 
+static const struct log no_log;
+
 /* ---- UUIDs ------------------------------------------------------------- */
 
 void
@@ -520,11 +522,9 @@ static void
 init_update (struct bitmap_update *update, struct delta *delta, bool dry_run,
              const struct log *log)
 {
-  static const struct log none;
-
   *update = (struct bitmap_update) {
     .delta = delta,
-    .log = log ? log : &none,
+    .log = log ? log : &no_log,
     .dry_run = dry_run,
     .end = delta->file_size,
   };
@@ -1038,7 +1038,8 @@ bitmap_copy (struct delta *from, struct delta *to, const struct log *log,
   case BITMAP_NONE:
     return true;
   case BITMAP_STALE:
-    log_warning (log, "%s: has bitmaps, but they are stale: %s gets none",
+    log_warning (log ? log : &no_log,
+                 "%s: has bitmaps, but they are stale: %s gets none",
                  from->path, to->path);
     return true;
   case BITMAP_VALID:

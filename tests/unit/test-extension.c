@@ -185,6 +185,121 @@ START_TEST (absurd_numbers_are_named)
 }
 END_TEST
 
+/* Put a feature at AT, padded to 8 bytes if ROUNDED; where the next one goes. */
+static size_t
+put_feature (size_t at, uint64_t magic, uint64_t flags, uint32_t size,
+             bool rounded)
+{
+  put64 (at, magic);
+  put64 (at + 8, flags);
+  put32 (at + 16, size);
+  memset (cluster + at + 24, 0x5a, size);
+  return at + 24 + size + (rounded ? -size & 7 : 0);
+}
+
+/* Features of any size with bitmaps between them, as both programs would write them. */
+static void
+make_mixed (bool rounded, const uint32_t sizes[3])
+{
+  size_t at = 24;
+
+  memset (cluster, 0, sizeof cluster);
+  put64 (0, UINT64_C (0xAB234CEF23DCEA87));
+  for (unsigned i = 0; i < 3; i++) {
+    at = put_feature (at, 0x100 + i, i, sizes[i], rounded);
+    at = put_feature (at, UINT64_C (0x20385FAE252CB34A), 0, 40, rounded);
+    memset (cluster + at - 40, 0, 40);
+    put64 (at - 40, 64000);
+    put32 (at - 16, 128);
+    put32 (at - 12, 1);
+    put64 (at - 8, i);
+  }
+  put64 (at - 8, 640);
+}
+
+static const struct extension_feature *
+other (const struct extension *extension, guint i)
+{
+  return &g_array_index (extension->others, struct extension_feature, i);
+}
+
+START_TEST (both_ways_of_padding_are_read_and_kept)
+{
+  for (uint32_t n = 0; n < 2 * 9 * 9; n++) {
+    const bool rounded = n % 2 == 0;
+    const uint32_t sizes[3] = { n / 2 % 9, n / 18, 3 };
+    struct extension extension, again;
+
+    make_mixed (rounded, sizes);
+    seal ();
+    ck_assert_ptr_null (
+      extension_decode (cluster, &layout, FILE_SIZE, &extension));
+    ck_assert_uint_eq (extension.nr_bitmaps, 3);
+    ck_assert_uint_eq (extension.nr_unknown, 3);
+    ck_assert_uint_eq (extension.bit_clusters->len, 1);
+    for (unsigned i = 0; i < 3; i++) {
+      ck_assert_uint_eq (other (&extension, i)->magic, 0x100 + i);
+      ck_assert_uint_eq (other (&extension, i)->length,
+                         24 + sizes[i] + (rounded ? -sizes[i] & 7 : 0));
+    }
+    extension_encode (&extension, &layout, cluster);
+    ck_assert_ptr_null (
+      extension_decode (cluster, &layout, FILE_SIZE, &again));
+    ck_assert_uint_eq (again.nr_bitmaps, 3);
+    ck_assert_uint_eq (again.nr_unknown, 3);
+    /* What the last one is padded with cannot be told from what is behind all. */
+    for (unsigned i = 0; i < 3; i++) {
+      ck_assert (i == 2
+                 || other (&again, i)->length == other (&extension, i)->length);
+      ck_assert_mem_eq (other (&again, i)->bytes, other (&extension, i)->bytes,
+                        24 + sizes[i]);
+    }
+    extension_clear (&extension);
+    extension_clear (&again);
+  }
+}
+END_TEST
+
+START_TEST (flags_say_what_becomes_of_what_is_unknown)
+{
+  const uint32_t sizes[3] = { 8, 8, 8 };
+  struct extension extension;
+  g_autofree char *wrong = NULL;
+
+  make_mixed (true, sizes);     /* the flags are 0, 1 and 2 */
+  seal ();
+  ck_assert_ptr_null (
+    extension_decode (cluster, &layout, FILE_SIZE, &extension));
+  wrong = extension_check_necessary (&extension);
+  ck_assert_ptr_nonnull (strstr (wrong, "0x0000000000000101"));
+  extension_remove_droppable (&extension);
+  ck_assert_uint_eq (extension.nr_unknown, 2);
+  ck_assert_uint_eq (other (&extension, 0)->magic, 0x101);
+  ck_assert_uint_eq (other (&extension, 1)->magic, 0x102);
+  extension_clear (&extension);
+}
+END_TEST
+
+/* What is good is written as it was, byte for byte. */
+START_TEST (encoded_is_what_was_decoded)
+{
+  struct extension extension;
+  g_autofree uint8_t *before = NULL;
+
+  make_good ();
+  before = g_memdup2 (cluster, sizeof cluster);
+  ck_assert_ptr_null (parse (&extension));
+  ck_assert_uint_eq (extension_length (&extension), 88 + 24);
+  memset (cluster, 0xee, sizeof cluster);
+  extension_encode (&extension, &layout, cluster);
+  ck_assert_mem_eq (cluster, before, sizeof cluster);
+  extension_remove_bitmap (&extension, 0);
+  ck_assert_uint_eq (extension.bit_clusters->len, 0);
+  ck_assert_uint_eq (extension_length (&extension), 24 + 24);
+  extension_clear (&extension);
+}
+END_TEST
+
 START_TEST (place_is_judged)
 {
   struct format_header header = scratch_header (2, 64, 1000);
@@ -209,6 +324,9 @@ add_tests (TCase *tcase)
                   all_clear_all_set_and_empty_tables_name_no_cluster);
   tcase_add_test (tcase, two_bitmaps_are_read);
   tcase_add_test (tcase, absurd_numbers_are_named);
+  tcase_add_test (tcase, both_ways_of_padding_are_read_and_kept);
+  tcase_add_test (tcase, flags_say_what_becomes_of_what_is_unknown);
+  tcase_add_test (tcase, encoded_is_what_was_decoded);
   tcase_add_test (tcase, place_is_judged);
 }
 
