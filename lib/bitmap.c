@@ -23,7 +23,7 @@
  * before the first write.
  *
  * The extension goes behind the clusters of bits that it names: libploop 9 insists on
- * that.  Clusters of bits that stay as they are keep their place.
+ * that.
  */
 
 #include <config.h>
@@ -833,22 +833,30 @@ is_empty (const struct extension *extension)
   return extension->bitmaps->len == 0 && extension->others->len == 0;
 }
 
-/* Behind all clusters of bits. */
+/* What is written next goes behind all clusters of bits. */
+static void
+pass_bits (struct bitmap_update *update)
+{
+  const uint32_t cluster_size = update->delta->layout.cluster_size;
+  const GArray *clusters = update->new.bit_clusters;
+
+  for (guint i = 0; i < clusters->len; i++)
+    update->next_cell =
+      MAX (update->next_cell,
+           cell_from (update->delta, g_array_index (clusters, uint64_t, i)
+                                       + cluster_size));
+}
+
 static bool
 write_extension (struct bitmap_update *update, uint64_t *offset,
                  GError **error)
 {
   const struct format_layout *layout = &update->delta->layout;
-  const GArray *clusters = update->new.bit_clusters;
   g_autofree uint8_t *bytes = NULL;
 
   if (!bitmap_update_check_length (update, 0, error))
     return false;
-  for (guint i = 0; i < clusters->len; i++)
-    update->next_cell =
-      MAX (update->next_cell,
-           cell_from (update->delta, g_array_index (clusters, uint64_t, i)
-                                       + layout->cluster_size));
+  pass_bits (update);
   bytes = g_try_malloc (layout->cluster_size);
   if (!bytes) {
     error_set_system (error, ENOMEM, "%s: no memory for the extension",
@@ -911,7 +919,7 @@ release_cluster (struct bitmap_update *update, uint64_t offset)
   return r == -ENOTSUP ? delta_zero (update->delta, cluster_size, offset) : r;
 }
 
-/* How long the file has to be. */
+/* How long the file has to be with CLUSTERS where they are. */
 static uint64_t
 needed_size (const struct bitmap_update *update, const GArray *clusters)
 {
@@ -950,8 +958,8 @@ release_old (struct bitmap_update *update, const GArray *clusters)
                  g_strerror (-r));
 }
 
-bool
-bitmap_update_commit (struct bitmap_update *update, GError **error)
+static bool
+commit_once (struct bitmap_update *update, GError **error)
 {
   g_autoptr (GArray) clusters = g_array_copy (update->new.bit_clusters);
   uint64_t offset = 0;
@@ -969,6 +977,165 @@ bitmap_update_commit (struct bitmap_update *update, GError **error)
     return false;
   release_old (update, clusters);
   delta_size (update->delta, &update->delta->file_size);
+  return true;
+}
+
+/* ---- Packing ------------------------------------------------------------ */
+
+/* A change leaves holes where the old clusters were.  So the new ones follow, the
+ * highest first, by a change like any other, in which they are what is old; and then
+ * the extension, for which there may be no room before.  In the end there is nothing
+ * in the file but what is in use, and a check finds no leak.
+ */
+
+/* An L1 entry that names a cluster. */
+struct entry {
+  uint64_t *sector;
+};
+
+static gint
+compare_entries (gconstpointer a, gconstpointer b)
+{
+  const struct entry *x = a, *y = b;
+
+  return *x->sector > *y->sector ? -1 : *x->sector < *y->sector;
+}
+
+/* Highest first. */
+static GArray *
+list_entries (const struct extension *extension)
+{
+  GArray *list = g_array_new (FALSE, FALSE, sizeof (struct entry));
+
+  for (guint i = 0; i < extension->bitmaps->len; i++) {
+    const struct extension_bitmap *bitmap =
+      &g_array_index (extension->bitmaps, struct extension_bitmap, i);
+
+    for (uint32_t j = 0; j < bitmap->nr_l1; j++) {
+      const struct entry entry = { &bitmap->l1[j] };
+
+      if (bitmap->l1[j] > 1)
+        g_array_append_val (list, entry);
+    }
+  }
+  g_array_sort (list, compare_entries);
+  return list;
+}
+
+/* Is a cell free that lies below OFFSET?  It is not taken. */
+static bool
+can_move (struct bitmap_update *update, uint64_t offset)
+{
+  const uint64_t cell = update->next_cell;
+  uint64_t free_offset;
+  const bool can =
+    take_cluster (update, &free_offset) == 0 && free_offset < offset;
+
+  update->next_cell = cell;
+  return can;
+}
+
+static bool
+move_bits (struct bitmap_update *update, uint64_t *sector, uint8_t *bytes,
+           GError **error)
+{
+  const struct delta *delta = update->delta;
+  uint64_t offset = *sector * FORMAT_SECTOR_SIZE;
+  const int r = delta_pread (delta, bytes, delta->layout.cluster_size, offset);
+
+  if (r < 0) {
+    error_set_system (error, r, "%s: bitmap cannot be read at byte %"
+                      G_GUINT64_FORMAT, delta->path, offset);
+    return false;
+  }
+  if (!write_cluster (update, bytes, &offset, error))
+    return false;
+  *sector = offset / FORMAT_SECTOR_SIZE;
+  return true;
+}
+
+/* Returns 1 when something was moved, 0 when there is nothing to move, or -1. */
+static int
+pack_bits (struct bitmap_update *update, GError **error)
+{
+  g_autoptr (GArray) entries = list_entries (&update->new);
+  g_autofree uint8_t *bytes =
+    g_try_malloc (update->delta->layout.cluster_size);
+  int moved = 0;
+
+  for (guint i = 0; bytes && i < entries->len; i++) {
+    uint64_t *sector = g_array_index (entries, struct entry, i).sector;
+
+    if (!can_move (update, *sector * FORMAT_SECTOR_SIZE))
+      break;
+    if (!move_bits (update, sector, bytes, error))
+      return -1;
+    moved = 1;
+  }
+  extension_update_clusters (&update->new);
+  return moved;
+}
+
+/* Returns as pack_bits. */
+static int
+pack_once (struct delta *delta, const struct log *log, GError **error)
+{
+  struct bitmap_update update;
+  int r;
+
+  if (!bitmap_update_begin (&update, delta, false, log, error))
+    return -1;
+  r = pack_bits (&update, error);
+  if (r == 0) {
+    pass_bits (&update);
+    r = can_move (&update, extension_offset (delta));
+  }
+  if (r > 0 && !commit_once (&update, error))
+    r = -1;
+  bitmap_update_end (&update);
+  return r;
+}
+
+/* The change is made: what fails here is only worth a warning. */
+static void
+pack (struct bitmap_update *update)
+{
+  struct delta *delta = update->delta;
+  g_autoptr (GError) error = NULL;
+  int r = 1;
+
+  if (bitmap_get_state (&delta->header) != BITMAP_VALID
+      || update->has_unknown_owners)
+    return;
+  while (r > 0)
+    r = pack_once (delta, update->log, &error);
+  if (r < 0)
+    log_warning (update->log, "bitmaps are changed, but not all space of the old "
+                 "ones is given back: %s", error->message);
+  update->file_size_after = delta->file_size;
+}
+
+/* The size that packing comes to. */
+static uint64_t
+packed_size (const struct bitmap_update *update)
+{
+  const uint64_t nr = update->new.bit_clusters->len + 1;
+  const uint64_t first = cell_from (update->delta, update->data_end);
+
+  if (is_empty (&update->new) || update->has_unknown_owners)
+    return update->file_size_after;
+  return format_cell_offset (&update->delta->layout, first + nr);
+}
+
+bool
+bitmap_update_commit (struct bitmap_update *update, GError **error)
+{
+  if (!commit_once (update, error))
+    return false;
+  if (update->dry_run)
+    update->file_size_after = packed_size (update);
+  else
+    pack (update);
   return true;
 }
 

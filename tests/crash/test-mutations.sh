@@ -248,7 +248,7 @@ mutate quick bitmaps-not-synced bitmap.c \
 mutate quick bitmaps-given-back-at-once bitmap.c \
   '/^write_header/,/^}/ s/delta_pwrite_durable/delta_pwrite/'
 mutate quick bitmaps-given-back-before bitmap.c \
-  '/^bitmap_update_commit/,/^}/ { s/^  release_old .*//; s/^  if (!switch_header/  release_old (update, clusters);\n&/; }'
+  '/^commit_once/,/^}/ { s/^  release_old .*//; s/^  if (!switch_header/  release_old (update, clusters);\n&/; }'
 mutate quick bitmaps-written-over bitmap.c \
   '/^take_cluster/,/^}/ s/while (overlaps (.*/while (false \&\& overlaps (update->old_clusters, layout->cluster_size, *offset,/'
 mutate quick guest-clusters-written-over bitmap.c \
