@@ -984,8 +984,9 @@ commit_once (struct bitmap_update *update, GError **error)
 
 /* A change leaves holes where the old clusters were.  So the new ones follow, the
  * highest first, by a change like any other, in which they are what is old; and then
- * the extension, for which there may be no room before.  In the end there is nothing
- * in the file but what is in use, and a check finds no leak.
+ * the extension, for which there may be no room before.  Each time bits come to lie
+ * lower, or they stay and the extension does: so this ends, with nothing in the file but
+ * what is in use, and a check finds no leak.
  */
 
 /* An L1 entry that names a cluster. */

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 
 /* Any bytes at all as an image: no input may crash or hang the library, and
- * none may be changed by opening, reading, describing or checking it.  What opens
- * can be compacted, and reads the same then; what does not is left alone.
+ * none may be changed by opening, reading, describing or checking it, nor by reading
+ * its bitmaps.  What opens can be compacted, and reads the same then; what does not is
+ * left alone.  Bitmaps come and go without a change of the disk.
  *
  * Two ways to run: under libFuzzer ("make fuzz", with clang), and by itself,
  * with images that this program makes and damages at random, for a while or
@@ -20,6 +21,7 @@
 
 #include <glib.h>
 
+#include "extension.h"
 #include "format.h"
 #include "ploop-core.h"
 
@@ -107,6 +109,53 @@ compact_disk (const char *path, GBytes *before)
   must (ploop_close (image, NULL) == 0, "close");
 }
 
+static bool
+count_range (void *opaque, uint64_t offset, uint64_t length)
+{
+  struct ploop_bitmap *bitmap = opaque;
+
+  must (length > 0 && offset + length <= bitmap->size, "range");
+  must (length <= bitmap->nr_dirty, "dirty bytes");
+  bitmap->nr_dirty -= length;
+  return true;
+}
+
+/* What is listed can be dumped, unless it is stale or has the name of another. */
+static void
+read_bitmaps (const char *path)
+{
+  g_autoptr (GPtrArray) list = ploop_list_bitmaps (path, NULL);
+
+  for (guint i = 0; list && i < list->len; i++) {
+    struct ploop_bitmap *bitmap = g_ptr_array_index (list, i);
+
+    if (ploop_dump_bitmap (path, bitmap->uuid, count_range, bitmap, NULL) == 0)
+      must (!bitmap->is_stale && bitmap->nr_dirty == 0, "dump");
+  }
+}
+
+/* Bitmaps are added and removed, if at all, without a change of the disk. */
+static void
+change_bitmaps (const char *path, GBytes *before)
+{
+  const char name[] = "01234567-89ab-cdef-0123-456789abcdef";
+  g_autoptr (GBytes) after = NULL;
+  ploop_image *image;
+
+  if (ploop_add_bitmap (path, name, 0, true, NULL, NULL, NULL) == 0) {
+    read_bitmaps (path);
+    must (ploop_check (path, NULL, NULL, NULL, NULL) == 0, "check");
+  }
+  else
+    ploop_remove_bitmap (path, NULL, NULL, NULL, NULL);
+  ploop_remove_bitmap (path, name, NULL, NULL, NULL);
+  image = ploop_open (path, NULL, NULL);
+  must (image != NULL, "without bitmaps it does not open");
+  after = read_disk (image);
+  must (g_bytes_equal (before, after), "without bitmaps it reads otherwise");
+  must (ploop_close (image, NULL) == 0, "close");
+}
+
 /* What is written to an image that opens is read again, also after closing. */
 static void
 write_disk (const char *path)
@@ -145,6 +194,7 @@ LLVMFuzzerTestOneInput (const uint8_t *data, size_t size)
   write_input (path, data, size);
   ploop_get_info (path, &info, NULL);
   ploop_check (path, NULL, NULL, NULL, NULL);
+  read_bitmaps (path);
   image = ploop_open (path, &read_only, NULL);
   if (image) {
     content = read_disk (image);
@@ -156,6 +206,7 @@ LLVMFuzzerTestOneInput (const uint8_t *data, size_t size)
   expect_unchanged (path, data, size);
   if (image) {
     compact_disk (path, content);
+    change_bitmaps (path, content);
     write_disk (path);
   }
   unlink (path);
@@ -168,6 +219,53 @@ LLVMFuzzerTestOneInput (const uint8_t *data, size_t size)
 
 #define SEED_SIZE 8192u
 
+static void
+put_digest (uint8_t *bytes, size_t cluster_size)
+{
+  g_autoptr (GChecksum) md5 = g_checksum_new (G_CHECKSUM_MD5);
+  gsize length = 16;
+
+  g_checksum_update (md5, bytes + 24, (gssize) (cluster_size - 24));
+  g_checksum_get_digest (md5, bytes + 8, &length);
+}
+
+/* An extension at OFFSET, with a bitmap whose bits are in the next cluster; some of its
+ * numbers are absurd.
+ */
+static void
+put_extension (GRand *random, uint64_t offset, struct format_header *header,
+               uint8_t bytes[SEED_SIZE])
+{
+  const struct format_layout layout = {
+    .cluster_size = header->cluster_sectors * 512,
+  };
+  struct extension_bitmap bitmap = {
+    .size_sectors = header->size_sectors,
+    .granularity = 1u << g_rand_int_range (random, 0, 8),
+  };
+  g_autofree uint8_t *cluster = g_malloc (layout.cluster_size);
+  struct extension extension;
+
+  bitmap.nr_l1 =
+    (uint32_t) extension_nr_l1 (&layout, extension_nr_bits (&bitmap));
+  bitmap.l1 = g_new0 (uint64_t, bitmap.nr_l1);
+  bitmap.l1[0] = offset / 512 + header->cluster_sectors;
+  extension_init (&extension);
+  extension_add_bitmap (&extension, &bitmap);
+  if (extension_length (&extension) <= layout.cluster_size) {
+    extension_encode (&extension, &layout, cluster);
+    for (int n = g_rand_int_range (random, 0, 3); n > 0; n--)
+      cluster[g_rand_int_range (random, 24, 128)] =
+        (uint8_t) g_rand_int_range (random, 0, 256);
+    put_digest (cluster, layout.cluster_size);
+    memcpy (bytes + offset, cluster,
+            MIN (layout.cluster_size, SEED_SIZE - offset));
+    header->extension_sectors = offset / 512;
+    header->in_use = FORMAT_CLOSED_EXTENSION;
+  }
+  extension_clear (&extension);
+}
+
 /* A good image of small clusters, so that damage is near. */
 static void
 make_seed (GRand *random, uint8_t bytes[SEED_SIZE])
@@ -178,7 +276,8 @@ make_seed (GRand *random, uint8_t bytes[SEED_SIZE])
   const uint32_t nr_entries = (uint32_t) g_rand_int_range (random, 1, 200);
   const uint32_t data_cluster =
     (uint32_t) (format_bat_offset (nr_entries) / 512 / sectors + 1);
-  const struct format_header header = {
+  const uint64_t data_start = (uint64_t) data_cluster * sectors * 512;
+  struct format_header header = {
     .version = version,
     .type = 2,
     .cluster_sectors = sectors,
@@ -189,10 +288,12 @@ make_seed (GRand *random, uint8_t bytes[SEED_SIZE])
   };
 
   memset (bytes, 0, SEED_SIZE);
+  if (data_start + 512 <= SEED_SIZE && g_rand_boolean (random))
+    put_extension (random, data_start, &header, bytes);
   format_encode_header (&header, bytes);
   for (uint32_t i = 0; i < nr_entries; i += 3) {
     const uint32_t entry =
-      GUINT32_TO_LE ((data_cluster + i / 3) * (version == 1 ? sectors : 1));
+      GUINT32_TO_LE ((data_cluster + 2 + i / 3) * (version == 1 ? sectors : 1));
 
     memcpy (bytes + format_bat_offset (i), &entry, sizeof entry);
   }
