@@ -1,12 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 
-/* The changed-block bitmaps of one delta: read, changed, and carried over to
- * another.
- *
- * A change is an update: begin it, change update->new, commit it; end it in any
- * case.  Until the commit the delta carries what it did, whatever happens, and from
- * then on what the update says; bitmap.c explains why.
- */
+/* The changed-block bitmaps of one delta, to be read; bitmap-update.h changes them. */
 
 #ifndef PLOOP_LIB_BITMAP_H
 #define PLOOP_LIB_BITMAP_H
@@ -44,6 +38,24 @@ enum bitmap_state {
 
 enum bitmap_state bitmap_get_state (const struct format_header *header);
 
+/* Where the extension is: bytes; 0 if there is none. */
+uint64_t bitmap_extension_offset (const struct delta *delta);
+
+/* The clusters that EXTENSION, DELTA's, names, and its own: offsets in the file, an
+ * array of uint64_t, sorted.
+ */
+GArray *bitmap_list_clusters (const struct delta *delta,
+                              const struct extension *extension);
+
+/* By which such arrays are sorted. */
+gint bitmap_compare_offsets (gconstpointer a, gconstpointer b);
+
+/* Read the extension of DELTA, which has one.  Returns 0, with *WRONG set if it is
+ * damaged (g_free), or else EXTENSION filled in (extension_clear); or a negative errno.
+ */
+int bitmap_read_extension (const struct delta *delta,
+                           struct extension *extension, char **wrong);
+
 /* Read the extension of DELTA, which has one, valid or stale.  Returns false and sets
  * ERROR (PLOOP_ERROR_CORRUPT if it is damaged) when it cannot be read; else EXTENSION
  * is filled in (extension_clear).
@@ -54,6 +66,12 @@ bool bitmap_load (const struct delta *delta, struct extension *extension,
 /* The bitmap of that UUID in EXTENSION, or -1 and ERROR when there is none, or two. */
 int bitmap_find (const struct delta *delta, const struct extension *extension,
                  const uint8_t uuid[BITMAP_UUID_SIZE], GError **error);
+
+/* The first bit from FROM up to END that is set, or is not; or END.  BITS is a multiple
+ * of 8 bytes long.
+ */
+uint64_t bitmap_next_bit (const uint8_t *bits, uint64_t from, uint64_t end,
+                          bool set);
 
 /* Reads the runs of bits that are set, in ascending order. */
 struct bitmap_reader {
@@ -74,96 +92,13 @@ void bitmap_read_begin (struct bitmap_reader *reader,
 int bitmap_read_run (struct bitmap_reader *reader, uint64_t *from,
                      uint64_t *to, GError **error);
 
-/* The same in bits of OTHER, whatever its granularity: those that the run touches.  Runs
- * may overlap then.
+/* The same in bits of OTHER, whatever its granularity: those that the run touches.
+ * Runs may overlap then.
  */
 int bitmap_read_run_as (struct bitmap_reader *reader,
                         const struct extension_bitmap *other, uint64_t *from,
                         uint64_t *to, GError **error);
 
 void bitmap_read_end (struct bitmap_reader *reader);
-
-/* ---- Changing ---------------------------------------------------------- */
-
-struct bitmap_update {
-  struct delta *delta;
-  const struct log *log;
-  bool dry_run;                 /* nothing is written */
-  struct extension new;         /* what there will be */
-  uint64_t file_size_after;     /* bytes; known after the commit */
-  unsigned nr_dropped;          /* bitmaps, by bitmap_update_begin_drop */
-
-  GArray *old_clusters;         /* of uint64_t, offsets, sorted: what is in use until
-                                   the commit */
-  bool has_unknown_owners;      /* a feature that nobody knows may have clusters */
-  uint64_t data_end;            /* no guest's cluster lies behind it: bytes */
-  uint64_t next_cell;           /* the next that may be written to */
-  uint64_t end;                 /* of the file, with what was written so far */
-  bool committed;
-};
-
-/* Begin to change the bitmaps of DELTA, open for writing unless it is a DRY_RUN, to
- * which nobody writes meanwhile.  LOG may be NULL.  Returns false and sets ERROR when
- * that must not be: the image was not closed, is damaged, or its extension is stale,
- * damaged, or has what must not be changed.
- *
- * bitmap_update_end is needed only if this succeeds.
- */
-bool bitmap_update_begin (struct bitmap_update *update, struct delta *delta,
-                          bool dry_run, const struct log *log,
-                          GError **error);
-
-/* The same, to drop all of an extension, even one that is stale or damaged: there is
- * nothing in update->new.  Refuses only what is valid and must not be changed.
- */
-bool bitmap_update_begin_drop (struct bitmap_update *update,
-                               struct delta *delta, bool dry_run,
-                               const struct log *log, GError **error);
-
-/* Is there room in the extension for MORE bytes than update->new takes?  If not, sets
- * ERROR.
- */
-bool bitmap_update_check_length (const struct bitmap_update *update,
-                                 uint64_t more, GError **error);
-
-/* Mark in bitmap number I of update->new what is marked in SOURCE, of SOURCE_DELTA,
- * too.  Any granularity will do.  SOURCE may not be one of update->new.
- */
-bool bitmap_update_merge (struct bitmap_update *update, guint i,
-                          const struct delta *source_delta,
-                          const struct extension_bitmap *source,
-                          GError **error);
-
-/* Let the delta carry update->new, durably; nothing at all if there is nothing in it.
- * Returns false and sets ERROR when that failed; then it carries what it did before,
- * unless ERROR says that it may be either.
- */
-bool bitmap_update_commit (struct bitmap_update *update, GError **error);
-
-void bitmap_update_end (struct bitmap_update *update);
-
-/* ---- Between deltas ---------------------------------------------------- */
-
-/* Let TO, an image without bitmaps, carry those of FROM as well; both are open for
- * writing, or FROM for reading.  Durable when it returns true.  What FROM has that is
- * stale is worth a warning, and is not copied.
- */
-bool bitmap_copy (struct delta *from, struct delta *to,
-                  const struct log *log, GError **error);
-
-/* Let DELTA carry no bitmaps any more, if it has any that are valid. */
-bool bitmap_remove_all (struct delta *delta, const struct log *log,
-                        GError **error);
-
-/* Both: tracking goes on in TO, a new and empty delta above FROM.
- *
- * At every instant one of the two has the bitmaps, as nothing is removed before the
- * copy is durable.  Who has a descriptor to change in between, so that TO becomes the
- * disk's top, calls bitmap_copy before it is stored and bitmap_remove_all after: then
- * it is always the top that has them.  A FROM that keeps its own, because the second
- * was never reached, lies about nothing: nobody writes to it any more.
- */
-bool bitmap_move (struct delta *from, struct delta *to,
-                  const struct log *log, GError **error);
 
 #endif /* PLOOP_LIB_BITMAP_H */

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 
 /* Changed-block bitmaps of a disk, by its name and theirs: ploop_list_bitmaps and its
- * siblings in ploop-core.h.  What happens on the disk is bitmap.c's.
+ * siblings in ploop-core.h.  What happens on the disk is bitmap-update.c's.
  */
 
 #include <config.h>
@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "bitmap.h"
+#include "bitmap-update.h"
 #include "location.h"
 #include "lock.h"
 

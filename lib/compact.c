@@ -288,8 +288,8 @@ refuse_extension (const struct delta *delta, GError **error)
     return false;
   g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_ARGUMENT,
                "%s: extension offset is %" G_GUINT64_FORMAT " sectors: it "
-               "carries changed-block bitmaps, which compacting would lose; "
-               "let the program that keeps them remove them first",
+               "carries changed-block bitmaps, which compacting would lose: "
+               "ploop-img bitmap remove takes them away",
                delta->path, delta->header.extension_sectors);
   return true;
 }

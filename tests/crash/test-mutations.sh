@@ -3,7 +3,7 @@
 #
 # Do the power-cut tests notice?  Each mutation is one fault put into a copy of
 # one file of lib/; test-power-cut, or for compact.c and mover.c test-compact-cut, for
-# bitmap.c test-bitmap-cut, or the test that is named, is linked with it and must fail.
+# bitmap-update.c test-bitmap-cut, or the test that is named, is linked with it and must fail.
 #
 # A mutation whose text is not in the source any more is an error: mend the
 # expression.  make check tries those that are found quickly, with
@@ -46,7 +46,7 @@ build ()
   fi
   case ${4:-$2} in
   compact.c | mover.c) objects=$compact_cut_objects ;;
-  bitmap.c) objects=$bitmap_cut_objects ;;
+  bitmap-update.c) objects=$bitmap_cut_objects ;;
   chain-cut) objects=$chain_cut_objects ;;
   *) objects=$power_cut_objects ;;
   esac
@@ -243,17 +243,17 @@ mutate quick moved-cell-not-used mover.c \
 
 # ---- Bitmaps ----------------------------------------------------------------
 
-mutate quick bitmaps-not-synced bitmap.c \
+mutate quick bitmaps-not-synced bitmap-update.c \
   '/^switch_header/,/^}/ s/= delta_sync (.*);/= 0;/'
-mutate quick bitmaps-given-back-at-once bitmap.c \
+mutate quick bitmaps-given-back-at-once bitmap-update.c \
   '/^write_header/,/^}/ s/delta_pwrite_durable/delta_pwrite/'
-mutate quick bitmaps-given-back-before bitmap.c \
+mutate quick bitmaps-given-back-before bitmap-update.c \
   '/^commit_once/,/^}/ { s/^  release_old .*//; s/^  if (!switch_header/  release_old (update, clusters);\n&/; }'
-mutate quick bitmaps-written-over bitmap.c \
+mutate quick bitmaps-written-over bitmap-update.c \
   '/^take_cluster/,/^}/ s/while (overlaps (.*/while (false \&\& overlaps (update->old_clusters, layout->cluster_size, *offset,/'
-mutate quick guest-clusters-written-over bitmap.c \
+mutate quick guest-clusters-written-over bitmap-update.c \
   '/^load_bat/,/^}/ s/: update->data_end);/: 0);/'
-mutate quick bitmaps-marked-stale bitmap.c \
+mutate quick bitmaps-marked-stale bitmap-update.c \
   '/^switch_header/,/^}/ s/header.in_use = FORMAT_CLOSED_EXTENSION;/header.in_use = FORMAT_IN_USE;/'
 
 # ---- Others -----------------------------------------------------------------

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 
-/* lib/bitmap.c: bits are read as they are stored, whatever the granularity; a change
- * that fails leaves the bitmaps that there were and a file as long as it was; and
- * bitmaps are carried over to another delta before the first one loses them.
+/* lib/bitmap.c and lib/bitmap-update.c: bits are read as they are stored, whatever the
+ * granularity; a change that fails leaves the bitmaps that there were and a file as
+ * long as it was; and bitmaps are carried over to another delta before the first one
+ * loses them.
  */
 
 #include <config.h>
@@ -11,6 +12,7 @@
 #include <string.h>
 
 #include "bitmap.h"
+#include "bitmap-update.h"
 #include "faults.h"
 #include "ploop-core.h"
 #include "run.h"
