@@ -12,11 +12,13 @@
  * touched; after it, the new one, all of which is durable.  The guest's clusters and
  * the BAT are not written at all.
  *
- * The in-use mark, which comes first in all other changes of an image, is left out
- * here on purpose.  It tells the next program that the BAT may be behind, and makes
- * the bitmaps stale: a power cut would lose them for no reason.  What an interrupted
- * change leaves behind instead is space that nothing names, which every program takes
- * for free.
+ * The in-use mark would make the bitmaps stale: a power cut would lose them for no
+ * reason.  So it is left out where there are bitmaps before and after.  What is left
+ * behind then is space that nothing names, next to the extension that is there.  Where
+ * there were none, the mark comes first, as in all other changes of an image; and where
+ * none are left, it goes when what they leave behind has been cleared.  For qemu 7.2
+ * takes what lies behind the guest's clusters for zeros: an image without bitmaps that
+ * says it was closed must not have anything there.
  *
  * What is free in the BAT as we read it may still have an owner in the BAT on the
  * disk, if somebody trimmed a cluster and nobody has synced since.  Hence the sync
@@ -85,6 +87,45 @@ take_cluster (struct bitmap_update *update, uint64_t *offset)
   return 0;
 }
 
+/* The header's sector is the switch. */
+static int
+write_header (const struct delta *delta, const struct format_header *header)
+{
+  uint8_t bytes[FORMAT_HEADER_SIZE];
+
+  format_encode_header (header, bytes);
+  return delta_pwrite_durable (delta, bytes + FORMAT_MUTABLE_OFFSET,
+                               FORMAT_MUTABLE_SIZE, FORMAT_MUTABLE_OFFSET);
+}
+
+/* Give back space that nothing names; zeros, where it cannot be, for whoever takes it
+ * next.
+ */
+static int
+release (struct bitmap_update *update, uint64_t length, uint64_t offset)
+{
+  const int r = delta_punch (update->delta, length, offset);
+
+  return r == -ENOTSUP ? delta_zero (update->delta, length, offset) : r;
+}
+
+/* The in-use mark, in front of the first write to an image that has no bitmaps. */
+static int
+mark (struct bitmap_update *update)
+{
+  struct format_header header = update->delta->header;
+
+  if (bitmap_get_state (&header) != BITMAP_NONE || update->marked)
+    return 0;
+  header.in_use = FORMAT_IN_USE;
+  /* On a closed image it says of a conversion that it has ended; together with the
+   * mark it would look as if it had been interrupted.
+   */
+  header.flags &= ~FORMAT_FLAG_CONVERSION;
+  update->marked = true;        /* even if that fails, the file may say so */
+  return write_header (update->delta, &header);
+}
+
 /* Write a cluster to fresh space. */
 static bool
 write_cluster (struct bitmap_update *update, const uint8_t *bytes,
@@ -95,7 +136,10 @@ write_cluster (struct bitmap_update *update, const uint8_t *bytes,
 
   if (r == 0) {
     update->end = MAX (update->end, *offset + cluster_size);
-    if (!update->dry_run)
+    if (update->first_written == 0)
+      update->first_written = *offset;
+    r = update->dry_run ? 0 : mark (update);
+    if (r == 0 && !update->dry_run)
       r = delta_pwrite (update->delta, bytes, cluster_size, *offset);
   }
   if (r < 0)
@@ -555,17 +599,6 @@ write_extension (struct bitmap_update *update, uint64_t *offset,
   return write_cluster (update, bytes, offset, error);
 }
 
-/* The header's sector is the switch. */
-static int
-write_header (const struct delta *delta, const struct format_header *header)
-{
-  uint8_t bytes[FORMAT_HEADER_SIZE];
-
-  format_encode_header (header, bytes);
-  return delta_pwrite_durable (delta, bytes + FORMAT_MUTABLE_OFFSET,
-                               FORMAT_MUTABLE_SIZE, FORMAT_MUTABLE_OFFSET);
-}
-
 static bool
 switch_header (struct bitmap_update *update, uint64_t offset, GError **error)
 {
@@ -580,8 +613,12 @@ switch_header (struct bitmap_update *update, uint64_t offset, GError **error)
   header.extension_sectors = offset / FORMAT_SECTOR_SIZE;
   if (offset != 0)
     header.in_use = FORMAT_CLOSED_EXTENSION;
-  else if (header.in_use == FORMAT_CLOSED_EXTENSION)
-    header.in_use = FORMAT_CLOSED;
+  else if (!format_is_dirty (header.in_use)) {
+    header.in_use = FORMAT_IN_USE;      /* until close_image */
+    update->marked = true;
+  }
+  if (update->marked)
+    header.flags &= ~FORMAT_FLAG_CONVERSION;
   r = write_header (update->delta, &header);
   /* Either may be on the disk: what both name must stay there. */
   update->committed = true;
@@ -593,18 +630,6 @@ switch_header (struct bitmap_update *update, uint64_t offset, GError **error)
   }
   update->delta->header = header;
   return true;
-}
-
-/* Give back a cluster that nothing names; zeros, where it cannot be, for whoever
- * takes it next.
- */
-static int
-release_cluster (struct bitmap_update *update, uint64_t offset)
-{
-  const uint32_t cluster_size = update->delta->layout.cluster_size;
-  int r = delta_punch (update->delta, cluster_size, offset);
-
-  return r == -ENOTSUP ? delta_zero (update->delta, cluster_size, offset) : r;
 }
 
 /* How long the file has to be with CLUSTERS where they are. */
@@ -638,12 +663,32 @@ release_old (struct bitmap_update *update, const GArray *clusters)
 
     if (offset < update->file_size_after
         && !overlaps (clusters, cluster_size, offset, &which))
-      r = release_cluster (update, offset);
+      r = release (update, cluster_size, offset);
   }
   if (r < 0)
     log_warning (update->log, "%s: bitmaps are changed, but the space of the old "
                  "ones cannot be given back: %s", update->delta->path,
                  g_strerror (-r));
+}
+
+/* An image that has lost its bitmaps, and the space of which is cleared. */
+static bool
+close_image (struct bitmap_update *update, GError **error)
+{
+  struct format_header header = update->delta->header;
+  int r = delta_sync (update->delta);
+
+  header.in_use = FORMAT_CLOSED;
+  if (r == 0)
+    r = write_header (update->delta, &header);
+  if (r < 0) {
+    error_set_system (error, r, "%s: its bitmaps are removed, but it cannot be "
+                      "closed: it stays marked as in use, with no data lost",
+                      update->delta->path);
+    return false;
+  }
+  update->delta->header = header;
+  return true;
 }
 
 static bool
@@ -666,7 +711,7 @@ commit_once (struct bitmap_update *update, GError **error)
   release_old (update, clusters);
   if (delta_size (update->delta, &update->delta->file_size) < 0)
     update->delta->file_size = update->end;
-  return true;
+  return offset != 0 || !update->marked || close_image (update, error);
 }
 
 /* ---- Packing ------------------------------------------------------------ */
@@ -829,15 +874,34 @@ bitmap_update_commit (struct bitmap_update *update, GError **error)
   return true;
 }
 
+/* Nothing names what was written. */
+static void
+undo (struct bitmap_update *update)
+{
+  const struct delta *delta = update->delta;
+  int r = 0;
+
+  if (update->end > delta->file_size)
+    r = delta_truncate (delta, delta->file_size);
+  if (!update->marked)
+    return;
+  if (r == 0 && update->first_written < delta->file_size)
+    r = release (update, delta->file_size - update->first_written,
+                 update->first_written);
+  if (r == 0)
+    r = delta_sync (delta);
+  if (r == 0)
+    r = write_header (delta, &delta->header);
+  if (r < 0)
+    log_warning (update->log, "%s: stays marked as in use, with no data lost: %s",
+                 delta->path, g_strerror (-r));
+}
+
 void
 bitmap_update_end (struct bitmap_update *update)
 {
-  const struct delta *delta = update->delta;
-
-  /* Nothing names what was written. */
-  if (!update->committed && !update->dry_run
-      && update->end > delta->file_size)
-    delta_truncate (delta, delta->file_size);
+  if (!update->committed && !update->dry_run)
+    undo (update);
   extension_clear (&update->new);
   g_clear_pointer (&update->old_clusters, g_array_unref);
 }

@@ -34,6 +34,8 @@ struct bitmap_update {
   uint64_t data_end;            /* no guest's cluster lies behind it: bytes */
   uint64_t next_cell;           /* the next that may be written to */
   uint64_t end;                 /* of the file, with what was written so far */
+  uint64_t first_written;       /* offset; 0: nothing was */
+  bool marked;                  /* the header may say that it is in use */
   bool committed;
 };
 

@@ -946,7 +946,8 @@ struct ploop_bitmap_result {
  *
  * The guest's disk is not written to.  At every instant, whether the process is killed
  * or power fails, PATH carries the bitmaps that it had, or those that it is to have;
- * what was cut short may leave free space in the file.  OPTIONS and RESULT may be NULL.
+ * what was cut short may leave free space in the file.  One that had none, or is to have
+ * none, may be marked as in use then.  OPTIONS and RESULT may be NULL.
  *
  * Each returns 0, with the change on stable storage, or -1 with ERROR set, and PATH as it
  * was (unless ERROR says that it may be either): PLOOP_ERROR_ARGUMENT for what is

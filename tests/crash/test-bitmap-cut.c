@@ -2,8 +2,9 @@
 
 /* Power cuts at every instant of a change of changed-block bitmaps, with any part of
  * what was not synced lost: every sector of the disk reads as before, and the image
- * carries the bitmaps that it had, or those that it was to have, whole.  It is never
- * marked as in use, for that would make them stale.
+ * carries the bitmaps that it had, or those that it was to have, whole.  While it has
+ * any it is not marked as in use, for that would make them stale; when it has none and
+ * is not marked, there is nothing behind its clusters that qemu would take for zeros.
  *
  * Each round draws an image with bitmaps of random bits, in small clusters so that
  * they take many, lets one be added, merged into or removed, and cuts at each event
@@ -319,7 +320,7 @@ read_bitmaps (const uint8_t *bytes, uint64_t size, char **fault)
 
   *fault = NULL;
   if (offset == 0) {
-    if (in_use != READER_CLOSED)
+    if (in_use != READER_CLOSED && in_use != READER_IN_USE)
       *fault = g_strdup_printf ("in use is %" G_GINT64_MODIFIER "x", in_use);
     return g_string_free (g_steal_pointer (&text), FALSE);
   }
@@ -363,6 +364,12 @@ check_disk (uint8_t *bytes, uint64_t size, GByteArray *original)
   memset (original->data + 44, 0, 4);
   memset (original->data + 56, 0, 8);
   fault = reader_open (&reader, bytes, size);
+  if (!fault && get (kept, 4) == READER_CLOSED)
+    for (uint64_t i = reader_data_end (&reader); i < size; i++)
+      if (bytes[i] != 0) {
+        rules_break ("it is closed, with something behind its clusters");
+        break;
+      }
   never = reader_open (&first, original->data, original->len);
   if (fault || never)
     rules_break ("%s", fault ? fault : never);
@@ -383,6 +390,8 @@ read_file_bitmaps (const char *path, uint64_t *size)
   if (!g_file_get_contents (path, &bytes, size, NULL))
     g_error ("%s: %s", path, g_strerror (errno));
   text = read_bitmaps ((const uint8_t *) bytes, *size, &fault);
+  if (!fault && get ((const uint8_t *) bytes + 44, 4) == READER_IN_USE)
+    fault = g_strdup ("it is not closed");
   if (fault)
     rules_break ("%s", fault);
   g_free (fault);
@@ -493,6 +502,8 @@ change_left_over (const struct states *states, const GPtrArray *left_over)
     uint64_t size;
 
     recorder_cut_save (g_ptr_array_index (left_over, i), cut_path);
+    /* Does nothing to one with bitmaps. */
+    ploop_compact (cut_path, NULL, NULL, NULL, NULL, NULL);
     if (ploop_add_bitmap (cut_path, NULL, 0, true, NULL, NULL, &error) == -1
         || ploop_remove_bitmap (cut_path, NULL, NULL, NULL, &error) == -1
         || ploop_check (cut_path, NULL, NULL, &result, &error) == -1) {

@@ -253,6 +253,10 @@ mutate quick bitmaps-written-over bitmap-update.c \
   '/^take_cluster/,/^}/ s/while (overlaps (.*/while (false \&\& overlaps (update->old_clusters, layout->cluster_size, *offset,/'
 mutate quick guest-clusters-written-over bitmap-update.c \
   '/^load_bat/,/^}/ s/: update->data_end);/: 0);/'
+mutate quick bitmaps-written-unmarked bitmap-update.c \
+  '/^mark (/,/^}/ s/return write_header (.*);/return 0;/'
+mutate quick bitmaps-closed-uncleared bitmap-update.c \
+  '/^close_image/,/^}/ s/= delta_sync (.*);/= 0;/'
 mutate quick bitmaps-marked-stale bitmap-update.c \
   '/^switch_header/,/^}/ s/header.in_use = FORMAT_CLOSED_EXTENSION;/header.in_use = FORMAT_IN_USE;/'
 
