@@ -860,7 +860,8 @@ mark_locked (struct commit *commit)
   /* An extension of an image that was never closed is stale already; it must
    * not be taken for valid when the image is closed now.
    */
-  header.extension_sectors = 0;
+  if (!commit->keeps_extension)
+    header.extension_sectors = 0;
 
   r = write_header (commit->delta, &header);
   if (r < 0)
@@ -879,6 +880,13 @@ mark_locked (struct commit *commit)
   g_clear_pointer (&commit->lost, g_array_unref);
   log_debug (commit->log, "%s: marked as in use", commit->delta->path);
   return 0;
+}
+
+void
+commit_keep_extension (struct commit *commit)
+{
+  commit->keeps_extension = true;
+  commit->closed = commit->header.in_use;
 }
 
 int
@@ -915,7 +923,7 @@ commit_unmark (struct commit *commit)
 
   if (!commit_is_marked (commit))
     return 0;
-  header.in_use = FORMAT_CLOSED;
+  header.in_use = commit->closed;
   r = write_header (commit->delta, &header);
   if (r < 0)
     return r;

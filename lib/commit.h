@@ -72,6 +72,8 @@ struct commit {
   pthread_mutex_t mark_lock;    /* for header */
   struct format_header header;  /* as in the file now */
   GArray *lost;                 /* of uint32_t: see commit_init */
+  bool keeps_extension;
+  uint32_t closed;              /* the in-use field of the file when it is closed */
 
   /* By BAT page. */
   uint64_t nr_pages;
@@ -115,6 +117,11 @@ void commit_destroy (struct commit *commit);
  * a negative errno; the caller must not change the file then.
  */
 int commit_mark (struct commit *commit);
+
+/* Before that: the changed-block bitmaps stay true, whatever is changed.  The file says
+ * so again when it is closed; in between they are stale to everybody.
+ */
+void commit_keep_extension (struct commit *commit);
 
 static inline int
 commit_begin (struct commit *commit)

@@ -235,6 +235,23 @@ copy_data (struct mover *mover, uint64_t length, uint64_t from, uint64_t to)
 }
 
 int
+mover_reach (struct mover *mover, uint64_t cell)
+{
+  const uint64_t end =
+    mover_offset (mover, cell) + mover->delta->layout.cluster_size;
+  int r;
+
+  if (end <= mover->file_size)
+    return 0;
+  r = delta_truncate (mover->delta, end);
+  if (r < 0)
+    return mover_fail (mover, r, "the file cannot grow to %" G_GUINT64_FORMAT
+                       " bytes", end);
+  mover->file_size = end;
+  return 0;
+}
+
+int
 mover_copy (struct mover *mover, uint64_t from, uint64_t to)
 {
   const uint64_t end = from + mover->delta->layout.cluster_size;
@@ -277,6 +294,8 @@ mover_begin (struct mover *mover)
 
   if (r < 0)
     return mover_fail (mover, r, "no memory to write");
+  if (mover->keeps_extension)
+    commit_keep_extension (&mover->commit);
   /* From here on the file may say so, even if that fails. */
   mover->is_marked = true;
   r = commit_mark (&mover->commit);
@@ -292,6 +311,7 @@ mover_publish (struct mover *mover, uint32_t index, uint64_t to)
 
   cells_set_used (&mover->cells, to);
   mover->owners[to] = index + 1;
+  map_occupy (&mover->map, index);
   commit_publish_copy (&mover->commit, index, &word,
                        map_word (0, entry, MAP_UNSTABLE));
 }
@@ -379,6 +399,17 @@ mover_finish (struct mover *mover, uint64_t end)
 }
 
 /* ---- Looking ----------------------------------------------------------- */
+
+uint64_t
+mover_end (const struct mover *mover)
+{
+  const uint64_t last =
+    cells_previous (&mover->cells, mover->cells.nr, CELLS_USED);
+
+  return MAX (last == CELLS_NONE ? mover->delta->layout.data_start
+                                 : mover_offset (mover, last + 1),
+              mover->pinned_end);
+}
 
 uint64_t
 mover_count_data (const struct mover *mover, uint64_t length, uint64_t offset)

@@ -41,6 +41,7 @@ struct mover {
   struct delta *delta;
   struct log log;
   bool keep_holes_out;          /* make no holes in the file */
+  bool keeps_extension;         /* see commit_keep_extension */
   bool is_marked;               /* the file may say that it is in use */
 
   /* For progress. */
@@ -100,6 +101,9 @@ mover_offset (const struct mover *mover, uint64_t cell)
 /* From here on the file is changed: mark it as in use. */
 int mover_begin (struct mover *mover);
 
+/* Let the file be so long that cell CELL is in it. */
+int mover_reach (struct mover *mover, uint64_t cell);
+
 /* Copy the cluster at byte FROM of the file to cell TO, which is free.  -ECANCELED when
  * the callback wants an end of it: TO is half written then, and still free.  Is not
  * remembered: the caller may know a way.
@@ -143,6 +147,9 @@ int mover_report (const struct mover *mover, const char *again,
                   GError **error);
 
 /* ---- Looking ----------------------------------------------------------- */
+
+/* Where the file may end: behind the last cell that is in use; bytes. */
+uint64_t mover_end (const struct mover *mover);
 
 /* How many of LENGTH bytes at OFFSET of the file may be data. */
 uint64_t mover_count_data (const struct mover *mover, uint64_t length,

@@ -667,6 +667,81 @@ int ploop_check (const char *path, ploop_finding_fn report, void *opaque,
 typedef bool (*ploop_progress_fn) (void *opaque, uint64_t nr_bytes_done,
                                    uint64_t nr_bytes);
 
+/* ---- Repairing --------------------------------------------------------- */
+
+/* When what is to be changed is copied to a file of its own first. */
+enum ploop_backup {
+  PLOOP_BACKUP_ERRORS,          /* when errors are to be repaired */
+  PLOOP_BACKUP_ALWAYS,
+  PLOOP_BACKUP_NEVER,
+};
+
+struct ploop_repair_options {
+  bool all;                     /* errors, too; else only leaks */
+  bool dry_run;                 /* only say what would be done */
+  enum ploop_backup backup;     /* errors */
+  const char *backup_path;      /* a file that is not there; NULL: PATH.backup, or
+                                   PATH.backup.2 and so on */
+  ploop_log_fn log;             /* NULL: no messages */
+  void *log_opaque;
+};
+
+struct ploop_repair_result {
+  bool interrupted;             /* by the callback: nothing is repaired */
+  bool changed;                 /* something was, or would be, changed */
+  uint64_t nr_separated;        /* clusters that shared their place with another */
+  uint64_t nr_zeroed;           /* clusters whose entries named nothing */
+  uint64_t nr_cleared;          /* entries of clusters that never came to be, or of
+                                   zeros behind the end of the disk */
+  uint64_t nr_given_back;       /* host clusters that nothing names */
+  bool extension_dropped;       /* with the changed-block bitmaps */
+  uint64_t nr_left;             /* findings that are left alone */
+  GPtrArray *backups;           /* of char *: files that were made */
+};
+
+/* Free what is in RESULT. */
+void ploop_repair_result_clear (struct ploop_repair_result *result);
+
+/* Receives each step of a plan for the image FILE, one line without a newline, before
+ * the first is made; or what is left alone.
+ */
+typedef void (*ploop_step_fn) (void *opaque, const char *file,
+                               const char *message);
+
+/* Repair what ploop_check finds in the image PATH, which nobody may use meanwhile; or,
+ * if PATH is a DiskDescriptor.xml or a directory that holds one, in each image that it
+ * names, one after the other.
+ *
+ * Leaks: an image that was not closed is closed, with entries of clusters that were
+ * never flushed removed; space that nothing names is given back.  If there are errors,
+ * nothing is done, because what nothing names may be what a damaged entry has lost.
+ *
+ * All: of guest clusters that are in one place each gets its own copy; one whose entry
+ * names no place in the data area reads as zeros from now on, and never as what a lower
+ * delta has there; an extension that cannot be read is dropped, and so are its bitmaps.
+ * All that reads now reads the same then.
+ *
+ * What is done is planned first: REPORT (may be NULL) hears each step before anything
+ * is changed.  Then what is to be changed is copied to a backup, a sparse file in which
+ * each byte is where it is in the image: header, BAT, the extension, and, if there are
+ * errors, what nothing names.  Then new copies are made in space that nothing names and
+ * nothing will name, all entries follow at once, and space is given back last.  At every
+ * instant the image is one that reads no less than before; cut short, it is repaired by
+ * doing it again.
+ *
+ * A header that is not plausible is not repaired (PLOOP_ERROR_CORRUPT), nor an
+ * interrupted conversion; and clusters behind the end of the disk that are no zeros are
+ * left alone: a disk of another size may have them.
+ *
+ * OPTIONS and PROGRESS may be NULL.  Returns 0, also when there is nothing to do or it
+ * was interrupted; or -1 with ERROR set.  RESULT (ploop_repair_result_clear, in each case)
+ * is what was, or would be, done.
+ */
+int ploop_repair (const char *path, const struct ploop_repair_options *options,
+                  ploop_step_fn report, void *report_opaque,
+                  ploop_progress_fn progress, void *opaque,
+                  struct ploop_repair_result *result, GError **error);
+
 /* ---- Compacting -------------------------------------------------------- */
 
 struct ploop_compact_options {

@@ -91,24 +91,6 @@ count_in_the_way (struct resize *resize)
   mover->nr_bytes_to_do = resize->result->nr_moved * layout->cluster_size;
 }
 
-/* So that each place to move to is in the file. */
-static int
-reach (struct mover *mover, uint64_t cell)
-{
-  const uint64_t end =
-    mover_offset (mover, cell) + mover->delta->layout.cluster_size;
-  int r;
-
-  if (end <= mover->file_size)
-    return 0;
-  r = delta_truncate (mover->delta, end);
-  if (r < 0)
-    return mover_fail (mover, r, "the file cannot grow to %" G_GUINT64_FORMAT
-                       " bytes", end);
-  mover->file_size = end;
-  return 0;
-}
-
 /* Copy cluster INDEX to the first free cell from *CELL on. */
 static int
 move_away (struct resize *resize, uint32_t index, uint64_t *cell)
@@ -120,7 +102,7 @@ move_away (struct resize *resize, uint32_t index, uint64_t *cell)
   if (*cell == mover->cells.nr)
     return mover_fail (mover, -ENOSPC, "no BAT entry can name a place for the "
                        "clusters that the longer BAT needs");
-  r = reach (mover, *cell);
+  r = mover_reach (mover, *cell);
   if (r < 0)
     return r;
   r = mover_copy (mover, host_of (mover, index), *cell);
@@ -326,19 +308,6 @@ replace_header (struct resize *resize)
   return r < 0 ? mover_fail (mover, r, "the header cannot be written") : 0;
 }
 
-/* Where a file ends that was made smaller. */
-static uint64_t
-new_end (const struct resize *resize)
-{
-  const struct mover *mover = &resize->mover;
-  const uint64_t last =
-    cells_previous (&mover->cells, mover->cells.nr, CELLS_USED);
-
-  return MAX (last == CELLS_NONE ? mover->delta->layout.data_start
-                                 : mover_offset (mover, last + 1),
-              mover->pinned_end);
-}
-
 /* What the BAT does not take any more. */
 static int
 give_back_bat (struct resize *resize)
@@ -365,7 +334,7 @@ run (struct resize *resize, GError **error)
     if (r == 0)
       r = give_back_bat (resize);
     /* Cells of the old layout that are below the new one's are the BAT now. */
-    mover_finish (mover, r == 0 && !is_larger (resize) ? new_end (resize) : 0);
+    mover_finish (mover, r == 0 && !is_larger (resize) ? mover_end (mover) : 0);
   }
   resize->result->interrupted = r == -ECANCELED;
   resize->result->bytes_copied = mover->bytes_copied;
