@@ -12,8 +12,10 @@
 
 #include <errno.h>
 #include <stdarg.h>
+#include <string.h>
 
 #include "bat.h"
+#include "check-delta.h"
 #include "delta.h"
 #include "extension.h"
 
@@ -25,7 +27,24 @@ struct check {
   GArray *extension_clusters;   /* of uint64_t, offsets, sorted */
   uint64_t nr_unreachable;      /* entries past the end of the disk */
   uint64_t nr_unfinished;       /* entries that were never flushed */
+  uint64_t nr_off_grid;         /* clusters that are not at a multiple of theirs */
 };
+
+void
+check_count (struct ploop_check_result *result, enum ploop_finding finding)
+{
+  switch (finding) {
+  case PLOOP_FINDING_ERROR:
+    result->nr_errors++;
+    break;
+  case PLOOP_FINDING_LEAK:
+    result->nr_leaks++;
+    break;
+  case PLOOP_FINDING_NOTE:
+    result->nr_notes++;
+    break;
+  }
+}
 
 static void found (struct check *check, enum ploop_finding finding,
                    const char *format, ...) G_GNUC_PRINTF (3, 4);
@@ -37,17 +56,7 @@ found (struct check *check, enum ploop_finding finding, const char *format,
   g_autofree char *text = NULL;
   va_list args;
 
-  switch (finding) {
-  case PLOOP_FINDING_ERROR:
-    check->result.nr_errors++;
-    break;
-  case PLOOP_FINDING_LEAK:
-    check->result.nr_leaks++;
-    break;
-  case PLOOP_FINDING_NOTE:
-    check->result.nr_notes++;
-    break;
-  }
+  check_count (&check->result, finding);
   if (!check->report)
     return;
   va_start (args, format);
@@ -72,6 +81,11 @@ check_in_use (struct check *check)
     found (check, PLOOP_FINDING_NOTE, "in use is 0x%08" G_GINT32_MODIFIER
            "x, a value that no known program writes: taken as not closed",
            header->in_use);
+  else if (header->in_use == FORMAT_CLOSED_EXTENSION
+           && header->extension_sectors == 0)
+    found (check, PLOOP_FINDING_NOTE, "in use is 0x%08" G_GINT32_MODIFIER
+           "x: closed with a valid extension, but extension offset is 0: there "
+           "is none", header->in_use);
   if ((header->flags & FORMAT_FLAG_CONVERSION) && dirty)
     found (check, PLOOP_FINDING_ERROR, "flags are %" G_GUINT32_FORMAT
            ": a version conversion was interrupted; the old index is in "
@@ -88,6 +102,11 @@ check_flags (struct check *check)
   if (unknown != 0)
     found (check, PLOOP_FINDING_NOTE, "flags are %" G_GUINT32_FORMAT
            ", of which %" G_GUINT32_FORMAT " are unknown", flags, unknown);
+  if ((flags & FORMAT_FLAG_CONVERSION)
+      && !format_is_dirty (check->delta->header.in_use))
+    found (check, PLOOP_FINDING_NOTE, "flags are %" G_GUINT32_FORMAT
+           ": marked as being converted to another version, but the image was "
+           "closed: it is taken for what its signature says", flags);
   if ((flags & FORMAT_FLAG_EMPTY) && check->result.nr_allocated > 0)
     found (check, PLOOP_FINDING_NOTE, "flags are %" G_GUINT32_FORMAT
            ": marked as empty, but clusters are allocated (qemu leaves it so)",
@@ -120,6 +139,64 @@ check_kernel_layout (struct check *check)
     found (check, PLOOP_FINDING_NOTE, "disk size is %" G_GUINT64_FORMAT
            " sectors, not a multiple of the cluster size: ploop drops the "
            "last, partial cluster", header->size_sectors);
+}
+
+/* qemu counts cylinders of 16 heads and 32 sectors. */
+static bool
+is_known_geometry (const struct format_header *header)
+{
+  uint32_t heads, cylinders;
+
+  format_geometry (header->size_sectors, &heads, &cylinders);
+  return (header->heads == heads && header->cylinders == cylinders)
+         || (header->heads == 16
+             && header->cylinders == (uint32_t) (header->size_sectors / 512));
+}
+
+/* What the size of the disk does not say by itself. */
+static void
+check_size (struct check *check)
+{
+  const struct format_header *header = &check->delta->header;
+  const uint64_t cluster_sectors = header->cluster_sectors;
+  const uint64_t needed = header->size_sectors / cluster_sectors
+                          + (header->size_sectors % cluster_sectors != 0);
+
+  if (header->size_sectors == 0)
+    found (check, PLOOP_FINDING_NOTE, "disk size is 0 sectors: there is nothing "
+           "to read");
+  if (header->nr_entries != needed)
+    found (check, PLOOP_FINDING_NOTE, "number of BAT entries is %"
+           G_GUINT32_FORMAT ", but the disk of %" G_GUINT64_FORMAT " sectors has "
+           "only %" G_GUINT64_FORMAT " clusters", header->nr_entries,
+           header->size_sectors, needed);
+  if (!is_known_geometry (header))
+    found (check, PLOOP_FINDING_NOTE, "heads and cylinders are %"
+           G_GUINT32_FORMAT " and %" G_GUINT32_FORMAT ", which neither ploop nor "
+           "qemu would give a disk of this size: nothing depends on them",
+           header->heads, header->cylinders);
+}
+
+/* Version 1 has the disk's size in 32 bits.  Who reads 64 takes it for another. */
+static int
+check_upper_size (struct check *check, GError **error)
+{
+  const struct delta *delta = check->delta;
+  uint8_t bytes[4];
+  int r;
+
+  if (delta->header.version != 1)
+    return 0;
+  r = delta_pread (delta, bytes, sizeof bytes, 40);
+  if (r < 0) {
+    error_set_system (error, r, "%s: header cannot be read", delta->path);
+    return -1;
+  }
+  if (format_get_le32 (bytes) != 0)
+    found (check, PLOOP_FINDING_NOTE, "bytes 40 to 43 are 0x%08" G_GINT32_MODIFIER
+           "x, must be 0 in version 1: they are no part of the disk size",
+           format_get_le32 (bytes));
+  return 0;
 }
 
 /* ---- Slack and tail ---------------------------------------------------- */
@@ -200,6 +277,45 @@ compare_offsets (gconstpointer a, gconstpointer b)
   return x < y ? -1 : x > y;
 }
 
+static bool
+has_uuid_before (const GArray *bitmaps, guint i)
+{
+  const struct extension_bitmap *all = (const void *) bitmaps->data;
+
+  for (guint j = 0; j < i; j++)
+    if (memcmp (all[j].uuid, all[i].uuid, sizeof all[i].uuid) == 0)
+      return true;
+  return false;
+}
+
+/* Bitmaps that can be read, but not all of them trusted. */
+static void
+check_bitmaps (struct check *check, const struct extension *extension)
+{
+  const uint64_t size_sectors = check->delta->header.size_sectors;
+
+  for (guint i = 0; i < extension->bitmaps->len; i++) {
+    const struct extension_bitmap *bitmap =
+      &g_array_index (extension->bitmaps, struct extension_bitmap, i);
+
+    if (bitmap->size_sectors != size_sectors)
+      found (check, PLOOP_FINDING_ERROR, "bitmap %u: is of a disk of %"
+             G_GUINT64_FORMAT " sectors, but this one has %" G_GUINT64_FORMAT
+             ": it cannot be used; the guest's data does not depend on it", i,
+             bitmap->size_sectors, size_sectors);
+    if (bitmap->nr_l1 > bitmap->nr_l1_needed)
+      found (check, PLOOP_FINDING_NOTE, "bitmap %u: L1 length is %"
+             G_GUINT32_FORMAT ", but its disk needs only %" G_GUINT64_FORMAT, i,
+             bitmap->nr_l1, bitmap->nr_l1_needed);
+    if (has_uuid_before (extension->bitmaps, i))
+      found (check, PLOOP_FINDING_ERROR, "bitmap %u: has the UUID of one before "
+             "it: which of them is meant cannot be told", i);
+  }
+  if (extension->nr_unknown > 0)
+    found (check, PLOOP_FINDING_NOTE, "extension: has %u features of an unknown "
+           "kind, which it does not call necessary", extension->nr_unknown);
+}
+
 /* Read and parse the extension.  *WRONG says what is wrong with it. */
 static int
 load_extension (struct check *check, char **wrong, GError **error)
@@ -235,6 +351,7 @@ load_extension (struct check *check, char **wrong, GError **error)
   g_array_append_vals (check->extension_clusters,
                        extension.bit_clusters->data,
                        extension.bit_clusters->len);
+  check_bitmaps (check, &extension);
   extension_clear (&extension);
   return 0;
 }
@@ -256,6 +373,12 @@ check_extension (struct check *check, GError **error)
   }
   wrong =
     extension_check_place (&delta->header, &delta->layout, delta->file_size);
+  if (!wrong && !format_is_on_grid (&delta->layout,
+                                    delta->header.extension_sectors
+                                    * FORMAT_SECTOR_SIZE))
+    found (check, PLOOP_FINDING_NOTE, "extension offset is %" G_GUINT64_FORMAT
+           " sectors, which does not lie a whole number of clusters behind the "
+           "first data offset", delta->header.extension_sectors);
   if (!wrong && load_extension (check, &wrong, error) < 0)
     return -1;
   if (wrong)
@@ -316,6 +439,8 @@ check_entry (void *opaque, uint32_t index, uint32_t entry)
     found (check, PLOOP_FINDING_ERROR, "BAT entry %" G_GUINT32_FORMAT " is %"
            G_GUINT32_FORMAT " (byte %" G_GUINT64_FORMAT "), a cluster of the "
            "extension", index, entry, offset);
+  if (!format_is_on_grid (layout, offset))
+    check->nr_off_grid++;
   if ((uint64_t) index * layout->cluster_size >= layout->size)
     check->nr_unreachable++;
   return true;
@@ -383,6 +508,10 @@ check_bat (struct check *check, GError **error)
     found (check, PLOOP_FINDING_NOTE, "%" G_GUINT64_FORMAT " BAT entries point "
            "past the end of the file: clusters that were never flushed, "
            "unallocated", check->nr_unfinished);
+  if (check->nr_off_grid > 0)
+    found (check, PLOOP_FINDING_NOTE, "%" G_GUINT64_FORMAT " clusters do not lie "
+           "a whole number of clusters behind the first data offset: the "
+           "Virtuozzo kernel takes them for others", check->nr_off_grid);
   if (check->nr_unreachable > 0)
     found (check, PLOOP_FINDING_LEAK, "%" G_GUINT64_FORMAT " BAT entries lie "
            "past the end of the disk: no guest can read their clusters",
@@ -404,8 +533,11 @@ check_all (struct check *check, GError **error)
 
   check_in_use (check);
   check_kernel_layout (check);
+  check_size (check);
   check->extension_clusters = g_array_new (FALSE, FALSE, sizeof (uint64_t));
-  r = check_extension (check, error);
+  r = check_upper_size (check, error);
+  if (r == 0)
+    r = check_extension (check, error);
   if (r == 0) {
     check_extension_clusters (check);
     r = check_slack (check, error);
@@ -418,31 +550,59 @@ check_all (struct check *check, GError **error)
   return r;
 }
 
+void
+check_add_result (struct ploop_check_result *sum,
+                  const struct ploop_check_result *result)
+{
+  sum->nr_errors += result->nr_errors;
+  sum->nr_leaks += result->nr_leaks;
+  sum->nr_notes += result->nr_notes;
+  sum->nr_leaked_clusters += result->nr_leaked_clusters;
+  sum->nr_free_clusters += result->nr_free_clusters;
+  sum->nr_allocated += result->nr_allocated;
+  sum->nr_clusters += result->nr_clusters;
+}
+
+int
+check_delta (struct delta *delta, ploop_finding_fn report, void *opaque,
+             struct ploop_check_result *result, GError **error)
+{
+  struct check check = {
+    .delta = delta,
+    .report = report,
+    .opaque = opaque,
+  };
+  const int r = check_all (&check, error);
+
+  check_add_result (result, &check.result);
+  return r;
+}
+
 int
 ploop_check (const char *path, ploop_finding_fn report, void *opaque,
              struct ploop_check_result *result, GError **error)
 {
-  struct check check = { .report = report, .opaque = opaque };
+  struct ploop_check_result sum = { 0 };
   g_autoptr (GError) why = NULL;
-  int r = 0;
+  struct delta *delta = delta_open (path, DELTA_LOCK_READER, &why);
+  int r = -1;
 
-  check.delta = delta_open (path, DELTA_LOCK_READER, &why);
-  if (check.delta)
-    r = check_all (&check, &why);
+  if (delta)
+    r = check_delta (delta, report, opaque, &sum, &why);
   else if (g_error_matches (why, PLOOP_ERROR, PLOOP_ERROR_CORRUPT)) {
     /* An absurd header is a finding, and all that there is to find. */
-    found (&check, PLOOP_FINDING_ERROR, "%s", why->message);
-    g_clear_error (&why);
+    check_count (&sum, PLOOP_FINDING_ERROR);
+    if (report)
+      report (opaque, PLOOP_FINDING_ERROR, why->message);
+    r = 0;
   }
-  else
-    r = -1;
-  delta_close (check.delta);
+  delta_close (delta);
 
   if (r < 0) {
     g_propagate_error (error, g_steal_pointer (&why));
     return -1;
   }
   if (result)
-    *result = check.result;
+    *result = sum;
   return 0;
 }
