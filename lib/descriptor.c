@@ -159,6 +159,16 @@ descriptor_find_parent (const struct descriptor *descriptor,
   return find_normal (descriptor, shot->parent_guid);
 }
 
+bool
+descriptor_has_children (const struct descriptor *descriptor,
+                         const char *guid)
+{
+  g_autoptr (GPtrArray) children =
+    descriptor_list_children (descriptor, guid);
+
+  return children->len > 0;
+}
+
 const struct descriptor_image *
 descriptor_find_image (const struct descriptor *descriptor, guint storage,
                        const char *guid)

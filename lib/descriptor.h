@@ -152,6 +152,9 @@ descriptor_need_shot (const struct descriptor *descriptor, const char *guid,
 GPtrArray *descriptor_list_children (const struct descriptor *descriptor,
                                      const char *guid);
 
+bool descriptor_has_children (const struct descriptor *descriptor,
+                              const char *guid);
+
 /* The image of GUID, in any case, in storage number STORAGE; or NULL. */
 const struct descriptor_image *
 descriptor_find_image (const struct descriptor *descriptor, guint storage,

@@ -75,13 +75,18 @@ looks_like_xml (const char *path)
 char *
 location_descriptor (const char *path)
 {
+  g_autofree char *name = NULL;
   struct stat st;
 
   if (stat (path, &st) == -1)
     return NULL;
   if (S_ISDIR (st.st_mode))
     return g_build_filename (path, DESCRIPTOR_FILE_NAME, NULL);
-  return S_ISREG (st.st_mode) && looks_like_xml (path) ? g_strdup (path) : NULL;
+  if (!S_ISREG (st.st_mode))
+    return NULL;
+  name = g_path_get_basename (path);
+  return g_str_equal (name, DESCRIPTOR_FILE_NAME) || looks_like_xml (path)
+           ? g_strdup (path) : NULL;
 }
 
 bool
@@ -251,15 +256,6 @@ find_guid (const struct descriptor *descriptor, const char *path,
   return NULL;
 }
 
-static bool
-has_children (const struct descriptor *descriptor, const char *guid)
-{
-  g_autoptr (GPtrArray) children =
-    descriptor_list_children (descriptor, guid);
-
-  return children->len > 0;
-}
-
 /* The descriptor beside PATH may know that it is only one delta of many.  One that
  * cannot be read knows nothing, which is worth a warning.
  */
@@ -289,6 +285,21 @@ location_find_owner (const char *path, const struct log *log)
            ? g_strdup (descriptor->path) : NULL;
 }
 
+char *
+location_guid (const char *path, char **descriptor_path, char **parent)
+{
+  const struct log silent = { NULL, NULL };
+  struct stat st;
+  g_autoptr (Descriptor) descriptor = load_beside (path, &st, &silent);
+  const char *guid = descriptor ? find_guid (descriptor, path, &st) : NULL;
+  const struct descriptor_shot *shot =
+    guid ? descriptor_find_shot (descriptor, guid) : NULL;
+
+  *descriptor_path = guid ? g_strdup (descriptor->path) : NULL;
+  *parent = shot ? g_strdup (shot->parent_guid) : NULL;
+  return g_strdup (guid);
+}
+
 /* A delta without those below it reads as zeros where they have data; and one that
  * others rest on must not change.
  */
@@ -314,7 +325,7 @@ check_alone (struct location *location, const char *path,
                  "lower deltas as bases", path, guid, descriptor->path);
     return false;
   }
-  if (has_children (descriptor, guid) && !location->read_only) {
+  if (descriptor_has_children (descriptor, guid) && !location->read_only) {
     location->read_only = true;
     if (!options->overlay)
       log_warning (log, "%s: other deltas rest on it, says %s: opened read-only",

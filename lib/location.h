@@ -36,7 +36,7 @@ bool location_find (struct location *location, const char *path, unsigned part,
                     const struct log *log, GError **error);
 
 /* The descriptor that PATH is or, being a directory, holds (g_free); NULL when it is
- * something else.
+ * something else.  By its content, or its name: one that is damaged is one, too.
  */
 char *location_descriptor (const char *path);
 
@@ -49,6 +49,12 @@ char *location_find_owner (const char *path, const struct log *log);
 bool location_add_image (GArray *deltas, const struct descriptor *descriptor,
                          const struct descriptor_image *image,
                          bool allow_outside, GError **error);
+
+/* The GUID that the descriptor beside the image PATH has for it, that descriptor, and
+ * the GUID of the delta that it rests on, if any (each g_free); NULL: there is none
+ * that knows it.
+ */
+char *location_guid (const char *path, char **descriptor_path, char **parent);
 
 /* Does the file NAME, below the directory at DIRECTORY_FD, begin as an image does?
  * Only a regular file or a block device can; a fifo or the like is not waited for.

@@ -580,7 +580,9 @@ struct ploop_info {
 int ploop_get_info (const char *path, struct ploop_info *info,
                     GError **error);
 
-/* A delta of a disk that is written to no more. */
+/* A delta of a disk that is written to no more; or, in ploop_list_tree, the one that
+ * is.
+ */
 struct ploop_snapshot {
   char *guid;                   /* in braces, lower case */
   char *parent;                 /* its parent's; NULL: none */
@@ -588,6 +590,9 @@ struct ploop_snapshot {
   uint64_t size;                /* of the disk then, bytes; 0: unknown */
   int64_t last_change;          /* of the file, seconds since 1970; 0: unknown */
   bool is_temporary;            /* made by a backup program, for a while */
+  bool is_current;              /* the disk is written to this one */
+  unsigned depth;               /* how many it rests on; in ploop_list_tree */
+  char *problem;                /* why something is not known; NULL: all is */
 };
 
 void ploop_snapshot_free (struct ploop_snapshot *snapshot);
@@ -601,6 +606,86 @@ void ploop_snapshot_free (struct ploop_snapshot *snapshot);
  */
 GPtrArray *ploop_list_snapshots (const char *path, bool allow_outside,
                                  GError **error);
+
+/* The same with the delta that is written to, as a tree: each after the one that it
+ * rests on, and what rests on a first child before the second child; those that have
+ * no parent, or one that is missing, begin a tree each.  What the descriptor lets go
+ * round in circles comes last, with a depth from 0 on.
+ *
+ * As above, but a disk without a descriptor is an error.
+ */
+GPtrArray *ploop_list_tree (const char *path, bool allow_outside,
+                            GError **error);
+
+/* Is the extension of an image, with its changed-block bitmaps, to be trusted? */
+enum ploop_extension_state {
+  PLOOP_EXTENSION_NONE,         /* there is none */
+  PLOOP_EXTENSION_VALID,
+  PLOOP_EXTENSION_STALE,        /* the image was not closed since */
+  PLOOP_EXTENSION_DAMAGED,      /* no */
+};
+
+/* A changed-block bitmap. */
+struct ploop_bitmap_info {
+  char *uuid;                   /* in braces, lower case */
+  uint64_t size;                /* of the disk that it is of, bytes */
+  uint64_t granularity;         /* bytes of the disk that a bit is for */
+};
+
+/* A delta: one image file. */
+struct ploop_delta_info {
+  char *guid;                   /* NULL: no descriptor knows the file */
+  char *parent;                 /* of the delta that it rests on; NULL: none, or not
+                                   known */
+  unsigned part;                /* of a split disk, from 0 on; else 0 */
+  bool has_shot;                /* some snapshot, or the disk, has its content */
+  char *file;                   /* as the descriptor has it, or as given */
+  char *path;                   /* where it lies; NULL: it cannot be found */
+  char *problem;                /* why nothing that follows is known; NULL: it is */
+  bool is_raw;                  /* no header, so version, geometry, data_offset, flags
+                                   and in_use are 0; allocated is what is no hole */
+  struct ploop_info info;
+  int64_t last_change;          /* of the file, seconds since 1970 */
+  enum ploop_extension_state extension;
+  char *extension_problem;      /* what is damaged, or NULL */
+  GPtrArray *bitmaps;           /* of struct ploop_bitmap_info, unless damaged */
+};
+
+/* A part of a disk, as the descriptor has it; most disks have one. */
+struct ploop_part_info {
+  uint64_t start, length;       /* bytes of the disk */
+  uint32_t cluster_size;        /* bytes */
+};
+
+struct ploop_disk_info {
+  bool is_image;                /* one image was asked for: there is nothing but one
+                                   delta, and the descriptor that knows it */
+  char *descriptor;             /* its path; NULL: none */
+  uint64_t size;                /* of the disk, bytes, by the images; 0: unknown */
+  uint64_t descriptor_size;     /* by the descriptor, which may be stale */
+  char *top;                    /* GUID of the delta that is written to */
+  enum ploop_lock_state lock;   /* on the descriptor, as ploop takes it: for writing,
+                                   or none that can be seen */
+  uint64_t disk_usage;          /* bytes of storage that all its files take */
+  GArray *parts;                /* of struct ploop_part_info */
+  GPtrArray *deltas;            /* of struct ploop_delta_info: in the order of
+                                   SNAPSHOTS, part by part, then those of no shot */
+  GPtrArray *snapshots;         /* of struct ploop_snapshot, as ploop_list_tree */
+};
+
+void ploop_disk_info_free (struct ploop_disk_info *info);
+
+/* All that there is to know of the disk PATH (a DiskDescriptor.xml, or a directory
+ * that holds one) without reading its data; or of an image alone.  A delta that cannot
+ * be opened has a problem; the rest is described all the same.
+ *
+ * Locks nothing and changes nothing: of a disk in use, it is what was a moment ago.
+ * ALLOW_OUTSIDE as in ploop_open.  Returns NULL with ERROR set when the descriptor, or
+ * the image if it is one, cannot be read.
+ */
+struct ploop_disk_info *ploop_describe_disk (const char *path,
+                                             bool allow_outside,
+                                             GError **error);
 
 /* The disks below DIRECTORY, however deep: by their names relative to it, sorted.
  * A directory that holds a DiskDescriptor.xml is one disk, and nothing in it

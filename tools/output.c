@@ -49,6 +49,20 @@ output_add_number (JsonBuilder *builder, const char *name, uint64_t value)
 }
 
 void
+output_add_truth (JsonBuilder *builder, const char *name, bool value)
+{
+  json_builder_set_member_name (builder, name);
+  json_builder_add_boolean_value (builder, value);
+}
+
+void
+output_add_time (JsonBuilder *builder, const char *name, int64_t value)
+{
+  json_builder_set_member_name (builder, name);
+  json_builder_add_int_value (builder, value);
+}
+
+void
 output_json (JsonBuilder *builder)
 {
   g_autoptr (JsonNode) root = json_builder_get_root (builder);

@@ -21,12 +21,14 @@ static int help_run (const struct subcommand *self, int argc, char **argv);
 
 static const struct subcommand subcommands[] = {
   { "create", "FILE SIZE", "Make an empty image", create_run },
-  { "info", "FILE", "Show what an image is", info_run },
+  { "info", "DISK", "Show what a disk or an image is", info_run },
   { "check", "FILE", "Look for damage, changing nothing", check_run },
   { "compact", "FILE", "Make the file as small as its data", compact_run },
   { "compare", "DISK OTHER", "Do two disks read the same?", compare_run },
   { "convert", "DISK TARGET", "Copy a disk into another form", convert_run },
   { "resize", "DISK SIZE", "Make a disk larger or smaller", resize_run },
+  { "snapshot list", "DISK", "Show the tree of a disk's snapshots",
+    snapshot_list_run },
   { "snapshot create", "DISK", "Keep what the disk contains now",
     snapshot_create_run },
   { "snapshot delete", "DISK GUID", "Delete a snapshot", snapshot_delete_run },

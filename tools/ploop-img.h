@@ -39,6 +39,7 @@ int bitmap_add_run (const struct subcommand *self, int argc, char **argv);
 int bitmap_remove_run (const struct subcommand *self, int argc, char **argv);
 int bitmap_dump_run (const struct subcommand *self, int argc, char **argv);
 int bitmap_merge_run (const struct subcommand *self, int argc, char **argv);
+int snapshot_list_run (const struct subcommand *self, int argc, char **argv);
 int compare_run (const struct subcommand *self, int argc, char **argv);
 int convert_run (const struct subcommand *self, int argc, char **argv);
 int snapshot_create_run (const struct subcommand *self, int argc, char **argv);
@@ -150,7 +151,20 @@ void output_add_text (JsonBuilder *builder, const char *name,
 void output_add_number (JsonBuilder *builder, const char *name,
                         uint64_t value);
 
+void output_add_truth (JsonBuilder *builder, const char *name, bool value);
+
+/* Seconds since 1970, which may be before. */
+void output_add_time (JsonBuilder *builder, const char *name, int64_t value);
+
 /* Print what BUILDER has built. */
 void output_json (JsonBuilder *builder);
+
+/* tree.c */
+
+/* SNAPSHOTS as ploop_list_tree has them: print a line for each; or add them to the
+ * object that BUILDER has open, as the array "snapshots".
+ */
+void tree_print (const GPtrArray *snapshots);
+void tree_add (JsonBuilder *builder, const GPtrArray *snapshots);
 
 #endif /* PLOOP_IMG_H */

@@ -97,15 +97,15 @@ refuses_usage create "--version: '3'.*1 or 2" create --version=3 x.hds 1M
 refuses_usage create "--version: ''" create --version= x.hds 1M
 refuses_usage create "--version: '1x'" create --version 1x x.hds 1M
 for sub in info check compact; do
-  refuses_usage $sub 'FILE is missing' $sub
+  refuses_usage $sub '\(FILE\|DISK\) is missing' $sub
   refuses_usage $sub "unexpected argument 'y'" $sub x y
   refuses_usage $sub '--frobnicate' $sub --frobnicate x
   refuses_usage $sub "--output: 'xml'.*human or json" $sub --output=xml x
   refuses 'absent\.hds.*No such file' $sub absent.hds
   refuses 'absent\.hds.*No such file' $sub --output=json absent.hds
 done
-refuses_usage '' 'of several: use one of snapshot create, .*mark' snapshot
-refuses_usage '' "unknown subcommand 'snapshot x': use one of snapshot create" \
+refuses_usage '' 'of several: use one of snapshot list, snapshot create, .*mark' snapshot
+refuses_usage '' "unknown subcommand 'snapshot x': use one of snapshot list" \
   snapshot x
 refuses_usage 'snapshot create' 'DISK is missing' snapshot create
 refuses_usage 'snapshot delete' 'GUID is missing' snapshot delete x
@@ -129,7 +129,7 @@ done
 while read -r sub options; do
   succeeds "$sub" --help
   cp out help
-  grep -q "ploop-img $sub \[OPTION\.\.\.\] FILE" help ||
+  grep -q "ploop-img $sub \[OPTION\.\.\.\] \(FILE\|DISK\)" help ||
     fail "$sub --help: no usage"
   for option in $options --help; do
     grep -q -e "$option" help || fail "$sub --help: no $option"
@@ -140,7 +140,7 @@ while read -r sub options; do
   cmp out help
 done <<'END'
 create --version=1|2 --cluster-size=SIZE --force --quiet
-info --output=human|json
+info --allow-outside --output=human|json
 check --output=human|json --quiet
 compact --dry-run --no-holes --output=human|json --progress --quiet
 END
@@ -292,11 +292,13 @@ succeeds info --output=json j.hds
 json_schema <out >schema
 cat >expected <<'END'
 allocated-clusters number
+bitmaps array
 cluster-size number
 clusters number
 cylinders number
 data-offset number
 disk-usage number
+extension string
 extension-offset number
 file string
 file-size number
@@ -305,6 +307,7 @@ flags number
 format string
 heads number
 in-use number
+last-change number
 lock string
 size number
 state string
