@@ -201,45 +201,20 @@ check_upper_size (struct check *check, GError **error)
 
 /* ---- Slack and tail ---------------------------------------------------- */
 
-/* The first byte that is not zero from START to END, or END. */
-static int
-find_nonzero (const struct delta *delta, uint64_t start, uint64_t end,
-              uint64_t *position, GError **error)
-{
-  g_autofree uint8_t *buffer = g_malloc (1 << 20);
-  uint64_t stop;
-
-  while (delta_next_data (delta, end, &start, &stop)) {
-    while (start < stop) {
-      const size_t length = (size_t) MIN (stop - start, 1 << 20);
-      int r = delta_pread (delta, buffer, length, start);
-
-      if (r < 0) {
-        error_set_system (error, r, "%s: cannot be read at byte %"
-                          G_GUINT64_FORMAT, delta->path, start);
-        return -1;
-      }
-      for (size_t i = 0; i < length; i++)
-        if (buffer[i] != 0) {
-          *position = start + i;
-          return 0;
-        }
-      start += length;
-    }
-  }
-  *position = end;
-  return 0;
-}
-
 static int
 check_slack (struct check *check, GError **error)
 {
   const struct format_layout *layout = &check->delta->layout;
   const uint64_t end = MIN (layout->data_start, check->delta->file_size);
   uint64_t position;
+  const int r =
+    delta_find_nonzero (check->delta, layout->bat_end, end, &position);
 
-  if (find_nonzero (check->delta, layout->bat_end, end, &position, error) < 0)
+  if (r < 0) {
+    error_set_system (error, r, "%s: cannot be read at byte %" G_GUINT64_FORMAT,
+                      check->delta->path, position);
     return -1;
+  }
   if (position < end)
     found (check, PLOOP_FINDING_NOTE, "byte %" G_GUINT64_FORMAT " between the "
            "end of the BAT (%" G_GUINT64_FORMAT ") and the first data offset "

@@ -665,6 +665,7 @@ find_top (struct descriptor *descriptor, xmlNode *root, GError **error)
   descriptor->top_guid =
     top ? need_guid (descriptor->path, snapshots, "TopGUID", error)
         : guess_top (descriptor, root, error);
+  descriptor->top_is_named = top != NULL;
   return descriptor->top_guid != NULL;
 }
 

@@ -95,6 +95,7 @@ struct descriptor {
                                    from 0, in this order; not empty */
   GPtrArray *shots;             /* of struct descriptor_shot, as in the file */
   char *top_guid;               /* need not be among the shots */
+  bool top_is_named;            /* by the file; else it follows from the shots */
 
   /* Private. */
   struct _xmlDoc *doc;

@@ -742,6 +742,32 @@ struct ploop_check_result {
 int ploop_check (const char *path, ploop_finding_fn report, void *opaque,
                  struct ploop_check_result *result, GError **error);
 
+/* The same, of a disk of many files: FILE is the one that MESSAGE is about. */
+typedef void (*ploop_disk_finding_fn) (void *opaque, const char *file,
+                                       enum ploop_finding finding,
+                                       const char *message);
+
+/* Check the disk PATH: a DiskDescriptor.xml, or a directory that holds one.  The
+ * descriptor is checked, each image that it names as by ploop_check, and whether
+ * they belong together: sizes, versions, files that are missing or there twice,
+ * parents, circles, the top.  Images beside it that it does not name are worth a
+ * note.  If PATH is an image, that is checked alone.
+ *
+ * A descriptor that cannot be parsed is a finding; every image beside it is checked
+ * then, each alone.  ALLOW_OUTSIDE as in ploop_open: without it, a file that lies
+ * elsewhere is an error, and not looked at.
+ *
+ * The descriptor is locked as for reading, each image while it is checked; nothing is
+ * changed.  Findings go to REPORT (may be NULL), those of an image together; RESULT
+ * (may be NULL) receives the sums.
+ *
+ * Returns 0 when the check ran to its end, whatever it found, or -1 with ERROR set
+ * when it could not: a file cannot be read or locked, or is neither.
+ */
+int ploop_check_disk (const char *path, bool allow_outside,
+                      ploop_disk_finding_fn report, void *opaque,
+                      struct ploop_check_result *result, GError **error);
+
 /* ---- What takes its time ----------------------------------------------- */
 
 /* Called before the first piece of work and after each one (of compacting: a MiB of

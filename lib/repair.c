@@ -28,6 +28,7 @@ struct repair {
   struct ploop_repair_result *result;
   ploop_step_fn report;
   void *report_opaque;
+  const char *name;             /* of an image by itself, as given; else NULL */
 
   GArray *faults;               /* of struct bat_fault: errors */
   GArray *behind;               /* of uint32_t: entries of zeros behind the end */
@@ -59,7 +60,8 @@ step (struct repair *repair, const char *format, ...)
   va_start (args, format);
   text = g_strdup_vprintf (format, args);
   va_end (args);
-  repair->report (repair->report_opaque, image (repair)->path, text);
+  repair->report (repair->report_opaque,
+                  repair->name ? repair->name : image (repair)->path, text);
 }
 
 /* What is found and stays. */
@@ -78,7 +80,8 @@ leave (struct repair *repair, const char *format, ...)
   va_start (args, format);
   text = g_strdup_vprintf (format, args);
   va_end (args);
-  repair->report (repair->report_opaque, image (repair)->path, text);
+  repair->report (repair->report_opaque,
+                  repair->name ? repair->name : image (repair)->path, text);
 }
 
 /* ---- The extension ----------------------------------------------------- */
@@ -673,6 +676,7 @@ ploop_repair (const char *path, const struct ploop_repair_options *options,
   };
   if (xml)
     return repair_disk (&repair, xml, error);
+  repair.name = path;
   delta = delta_open (path, lock_for (&repair), error);
   return delta ? repair_delta (&repair, delta, error) : -1;
 }

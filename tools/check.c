@@ -11,9 +11,11 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "ploop-core.h"
 #include "ploop-img.h"
+#include "repair.h"
 
 /* A hostile image can have a finding for each of millions of BAT entries. */
 #define MAX_JSON_FINDINGS 10000
@@ -58,11 +60,15 @@ verdict (const struct ploop_check_result *result)
   }
 }
 
+/* OPAQUE is the name that was given.  Of one file, each line is about that. */
 static void
-print_finding (void *opaque G_GNUC_UNUSED, enum ploop_finding finding,
+print_finding (void *opaque, const char *file, enum ploop_finding finding,
                const char *message)
 {
-  printf ("%s: %s\n", finding_names[finding], message);
+  if (strcmp (opaque, file) == 0)
+    printf ("%s: %s\n", finding_names[finding], message);
+  else
+    printf ("%s: %s: %s\n", finding_names[finding], file, message);
 }
 
 static void
@@ -81,17 +87,19 @@ print_summary (const struct ploop_check_result *result)
 }
 
 static int
-check_human (const char *path, struct ploop_check_result *result,
+check_human (char *path, bool allow_outside, struct ploop_check_result *result,
              GError **error)
 {
-  if (ploop_check (path, print_finding, NULL, result, error) == -1)
+  if (ploop_check_disk (path, allow_outside, print_finding, path, result, error)
+      == -1)
     return -1;
   print_summary (result);
   return 0;
 }
 
 static void
-add_finding (void *opaque, enum ploop_finding finding, const char *message)
+add_finding (void *opaque, const char *file, enum ploop_finding finding,
+             const char *message)
 {
   struct json_findings *findings = opaque;
 
@@ -100,6 +108,7 @@ add_finding (void *opaque, enum ploop_finding finding, const char *message)
   findings->nr_added++;
   json_builder_begin_object (findings->builder);
   output_add_text (findings->builder, "kind", finding_names[finding]);
+  output_add_text (findings->builder, "file", file);
   output_add_text (findings->builder, "message", message);
   json_builder_end_object (findings->builder);
 }
@@ -117,9 +126,10 @@ add_summary (JsonBuilder *builder, const struct ploop_check_result *result)
   output_add_number (builder, "clusters", result->nr_clusters);
 }
 
+/* REPAIR: what was done before, or NULL. */
 static int
-check_json (const char *path, struct ploop_check_result *result,
-            GError **error)
+check_json (const char *path, bool allow_outside, const struct repair *repair,
+            struct ploop_check_result *result, GError **error)
 {
   g_autoptr (JsonBuilder) builder = json_builder_new ();
   struct json_findings findings = { .builder = builder };
@@ -128,19 +138,71 @@ check_json (const char *path, struct ploop_check_result *result,
   output_add_text (builder, "file", path);
   json_builder_set_member_name (builder, "findings");
   json_builder_begin_array (builder);
-  if (ploop_check (path, add_finding, &findings, result, error) == -1)
+  if (ploop_check_disk (path, allow_outside, add_finding, &findings, result,
+                        error) == -1)
     return -1;
   json_builder_end_array (builder);
   add_summary (builder, result);
+  if (repair)
+    repair_add (repair, builder);
   json_builder_end_object (builder);
   output_json (builder);
   return 0;
 }
 
+/* With REPAIR, the first of two: what is wrong.  In JSON there is one object, of the
+ * second one.  Returns 0 or -1.
+ */
+static int
+check (char *path, bool allow_outside, const struct common_options *common,
+       const struct repair *repair, bool is_first,
+       struct ploop_check_result *result, GError **error)
+{
+  if (common->quiet || (is_first && common->output == OUTPUT_JSON))
+    return ploop_check_disk (path, allow_outside, NULL, NULL, result, error);
+  if (common->output == OUTPUT_JSON)
+    return check_json (path, allow_outside, repair, result, error);
+  return check_human (path, allow_outside, result, error);
+}
+
+/* Returns the exit status. */
+static int
+check_and_repair (char *path, bool allow_outside,
+                  const struct common_options *common, struct repair *repair)
+{
+  struct ploop_check_result result;
+  g_autoptr (GError) error = NULL;
+
+  if (check (path, allow_outside, common, NULL, true, &result, &error) == -1
+      || repair_run (repair, path, common, &error) == -1
+      || ((repair->result.changed || common->output == OUTPUT_JSON)
+          && !(repair->options.dry_run && common->output == OUTPUT_HUMAN)
+          && check (path, allow_outside, common, repair, false, &result, &error)
+               == -1))
+    return report_error (error);
+  if (repair->result.interrupted)
+    fprintf (stderr, "ploop-img: %s: interrupted: not repaired\n", path);
+  return exit_status (&result);
+}
+
 int
 check_run (const struct subcommand *self, int argc, char **argv)
 {
+  g_auto (repair_t) repair = { .what = NULL };
+  gboolean allow_outside = FALSE;
   const GOptionEntry entries[] = {
+    { "repair", 'r', 0, G_OPTION_ARG_STRING, &repair.what,
+      "Repair what is found", "leaks|all" },
+    { "dry-run", 'n', 0, G_OPTION_ARG_NONE, &repair.dry_run,
+      "Only say what would be repaired", NULL },
+    { "backup", 0, 0, G_OPTION_ARG_NONE, &repair.backup,
+      "Keep what is changed in FILE.backup (default: if there are errors)", NULL },
+    { "backup-file", 0, 0, G_OPTION_ARG_FILENAME, &repair.backup_file,
+      "Keep it there", "FILE" },
+    { "no-backup", 0, 0, G_OPTION_ARG_NONE, &repair.no_backup,
+      "Do not keep it", NULL },
+    { "allow-outside", 0, 0, G_OPTION_ARG_NONE, &allow_outside,
+      "The descriptor may name files outside its directory", NULL },
     G_OPTION_ENTRY_NULL
   };
   struct common_options common;
@@ -149,15 +211,15 @@ check_run (const struct subcommand *self, int argc, char **argv)
   g_auto (GStrv) arguments = NULL;
   int status;
 
-  arguments = command_line_parse (self, entries, COMMON_OUTPUT | COMMON_QUIET, &common,
-                                  argc, argv, &status);
+  arguments = command_line_parse (self, entries, COMMON_ALL, &common, argc, argv,
+                                  &status);
   if (arguments == NULL)
     return status;
-  if (common.quiet)
-    status = ploop_check (arguments[0], NULL, NULL, &result, &error);
-  else if (common.output == OUTPUT_JSON)
-    status = check_json (arguments[0], &result, &error);
-  else
-    status = check_human (arguments[0], &result, &error);
+  if (!repair_parse (&repair, &error))
+    return report_usage_error (self, "%s", error->message);
+  if (repair.what)
+    return check_and_repair (arguments[0], allow_outside, &common, &repair);
+  status = check (arguments[0], allow_outside, &common, NULL, false, &result,
+                  &error);
   return status == -1 ? report_error (error) : exit_status (&result);
 }

@@ -141,7 +141,7 @@ while read -r sub options; do
 done <<'END'
 create --version=1|2 --cluster-size=SIZE --force --quiet
 info --allow-outside --output=human|json
-check --output=human|json --quiet
+check --allow-outside --output=human|json --quiet
 compact --dry-run --no-holes --output=human|json --progress --quiet
 END
 
