@@ -16,9 +16,6 @@
 #include "sink.h"
 #include "store.h"
 
-/* Zeros shorter than that are written like data. */
-#define BLOCK_BYTES ((size_t) 4096)
-
 struct conversion {
   struct store *store;
   struct sink *sink;
@@ -38,48 +35,15 @@ next_data (void *opaque, uint64_t offset)
                                                                    : size;
 }
 
-static bool
-is_zeros (const uint8_t *buf, size_t length)
-{
-  return buf[0] == 0 && memcmp (buf, buf + 1, length - 1) == 0;
-}
-
-/* The blocks at BUF that are all zeros, or are all not: their length. */
-static size_t
-like_blocks (const uint8_t *buf, size_t length, bool *zeros)
-{
-  size_t n = MIN (length, BLOCK_BYTES);
-
-  *zeros = is_zeros (buf, n);
-  while (n < length) {
-    const size_t more = MIN (length - n, BLOCK_BYTES);
-
-    if (is_zeros (buf + n, more) != *zeros)
-      break;
-    n += more;
-  }
-  return n;
-}
-
 /* Returns 0 or a negative errno. */
 static int
 write_data (struct conversion *conversion, unsigned thread,
             const uint8_t *buf, size_t length, uint64_t offset)
 {
-  uint64_t written = 0;
-  int r = 0;
+  uint64_t written;
+  const int r = sink_write_data (conversion->sink, thread, buf, length, offset,
+                                 &written);
 
-  for (size_t n; length > 0 && r == 0; length -= n) {
-    bool zeros;
-
-    n = like_blocks (buf, length, &zeros);
-    if (!zeros) {
-      r = sink_write (conversion->sink, thread, buf, n, offset);
-      written += n;
-    }
-    buf += n;
-    offset += n;
-  }
   pthread_mutex_lock (&conversion->lock);
   conversion->written += written;
   pthread_mutex_unlock (&conversion->lock);

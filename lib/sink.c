@@ -19,6 +19,9 @@
 #include "replace.h"
 #include "sink.h"
 
+/* Zeros shorter than that are written like data. */
+#define BLOCK_BYTES ((size_t) 4096)
+
 /* What one request to a server zeroes; some take no more than 32 bits allow. */
 #define ZERO_BYTES (UINT64_C (1) << 30)
 
@@ -468,6 +471,51 @@ sink_write (struct sink *sink, unsigned thread, const void *buf,
     return write_stream (sink, buf, length, offset);
   return sink->handles ? write_export (sink, thread, buf, length, offset)
                        : write_raw (sink->fd, buf, length, offset);
+}
+
+static bool
+is_zeros (const uint8_t *buf, size_t length)
+{
+  return buf[0] == 0 && memcmp (buf, buf + 1, length - 1) == 0;
+}
+
+/* The blocks at BUF that are all zeros, or are all not: their length. */
+static size_t
+like_blocks (const uint8_t *buf, size_t length, bool *zeros)
+{
+  size_t n = MIN (length, BLOCK_BYTES);
+
+  *zeros = is_zeros (buf, n);
+  while (n < length) {
+    const size_t more = MIN (length - n, BLOCK_BYTES);
+
+    if (is_zeros (buf + n, more) != *zeros)
+      break;
+    n += more;
+  }
+  return n;
+}
+
+int
+sink_write_data (struct sink *sink, unsigned thread, const void *buf,
+                 size_t length, uint64_t offset, uint64_t *nr_written)
+{
+  const uint8_t *p = buf;
+  int r = 0;
+
+  *nr_written = 0;
+  for (size_t n; length > 0 && r == 0; length -= n) {
+    bool zeros;
+
+    n = like_blocks (p, length, &zeros);
+    if (!zeros) {
+      r = sink_write (sink, thread, p, n, offset);
+      *nr_written += n;
+    }
+    p += n;
+    offset += n;
+  }
+  return r;
 }
 
 int

@@ -48,6 +48,12 @@ bool sink_is_stream (const struct sink *sink);
 int sink_write (struct sink *sink, unsigned thread, const void *buf,
                 size_t length, uint64_t offset);
 
+/* The same, but zeros are left out, by blocks.  *NR_WRITTEN becomes how many bytes
+ * were not.
+ */
+int sink_write_data (struct sink *sink, unsigned thread, const void *buf,
+                     size_t length, uint64_t offset, uint64_t *nr_written);
+
 /* Let it be there, for good.  Returns 0; or -1 with ERROR set, and what was there
  * before is there; but when the directory cannot be synced, the new one may be.  SINK
  * is gone in each case.
