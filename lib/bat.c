@@ -469,14 +469,22 @@ bat_scan (const struct delta *delta, const struct bat_visitor *visitor,
 /* ---- Faults ----------------------------------------------------------- */
 
 bool
+bat_is_within_preallocation (const struct format_layout *layout,
+                             uint64_t file_size, uint64_t offset)
+{
+  return offset < file_size + MAX (PREALLOCATION, layout->cluster_size);
+}
+
+bool
 bat_fault_is_unfinished (const struct delta *delta,
                          const struct bat_fault *fault)
 {
   const struct format_layout *layout = &delta->layout;
 
   return fault->kind == BAT_PAST_END && delta->header.in_use == FORMAT_IN_USE
-         && format_entry_offset (layout, fault->entry)
-              < delta->file_size + MAX (PREALLOCATION, layout->cluster_size);
+         && bat_is_within_preallocation (
+              layout, delta->file_size,
+              format_entry_offset (layout, fault->entry));
 }
 
 char *

@@ -72,6 +72,10 @@ int bat_scan (const struct delta *delta, const struct bat_visitor *visitor,
 bool bat_fault_is_unfinished (const struct delta *delta,
                               const struct bat_fault *fault);
 
+/* Is OFFSET of a file of FILE_SIZE bytes no further past its end than that? */
+bool bat_is_within_preallocation (const struct format_layout *layout,
+                                  uint64_t file_size, uint64_t offset);
+
 /* Describe a fault: field and value, not the file (g_free). */
 char *bat_fault_describe (const struct delta *delta,
                           const struct bat_fault *fault);

@@ -66,7 +66,8 @@ check_file_type (struct delta *delta, const struct delta_source *source,
     error_set_system (error, errno, "%s: cannot be examined", delta->path);
     return false;
   }
-  if (S_ISBLK (st.st_mode) && source->raw_cluster_size > 0)
+  if (S_ISBLK (st.st_mode)
+      && (source->raw_cluster_size > 0 || source->any_header))
     st.st_size = lseek (delta->fd, 0, SEEK_END);
   else if (!S_ISREG (st.st_mode)) {
     g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_FORMAT,
@@ -166,6 +167,8 @@ read_header (struct delta *delta, const struct delta_source *source,
   uint8_t bytes[FORMAT_HEADER_SIZE] = { 0 };
   int r;
 
+  if (source->any_header)
+    return true;
   if (delta->file_size < sizeof bytes && source->raw_cluster_size == 0) {
     g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_FORMAT,
                  "%s: file size is %" G_GUINT64_FORMAT " bytes, too short for "

@@ -74,6 +74,9 @@ struct delta_source {
   uint32_t raw_cluster_size;    /* bytes; if not 0, what has no ploop signature
                                    is a raw disk, a block device too, of which
                                    BAT entry I is cluster I */
+  bool any_header;              /* nothing is read of the file, which may be a block
+                                   device: header and layout stay zeros, to be
+                                   filled in by who opens it */
   bool descriptor_is_locked;    /* the one beside it, by who opens it */
   /* For what is remote: see remote_options.  LOG outlives the delta. */
   const struct log *log;

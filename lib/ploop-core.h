@@ -1245,6 +1245,112 @@ int ploop_convert (const char *path, const char *target,
                    ploop_progress_fn progress, void *opaque,
                    struct ploop_convert_result *result, GError **error);
 
+/* ---- Rescuing ---------------------------------------------------------- */
+
+/* What a part of the copy is that is not what it should be. */
+enum ploop_rescue_kind {
+  PLOOP_RESCUE_LOST,            /* zeros, for there is nothing better */
+  PLOOP_RESCUE_OLDER,           /* what a lower delta has there: with fall_through */
+  PLOOP_RESCUE_DOUBTFUL,        /* copied, but perhaps not its own */
+};
+
+/* Why. */
+enum ploop_rescue_reason {
+  PLOOP_RESCUE_UNREADABLE,      /* reading failed, down to the sector */
+  PLOOP_RESCUE_CUT_OFF,         /* the file ends inside the cluster */
+  PLOOP_RESCUE_PAST_END,        /* the BAT entry points past the end of the file */
+  PLOOP_RESCUE_BELOW_DATA,      /* it points into the header or the BAT */
+  PLOOP_RESCUE_SHARED,          /* another one points to the same place: doubtful */
+  PLOOP_RESCUE_UNFINISHED,      /* it points to what was never flushed, and reads as
+                                   before that, as in ploop_open: doubtful */
+  PLOOP_RESCUE_BAT_UNREADABLE,  /* reading the BAT entry failed */
+  PLOOP_RESCUE_BAT_CUT_OFF,     /* the file ends before it */
+  PLOOP_RESCUE_BAT_WIPED,       /* it is zero, but so may be what was written over it
+                                   with the header */
+  PLOOP_RESCUE_MISSING_DELTA,   /* the delta that may have it is missing */
+};
+
+struct ploop_rescue_range {
+  uint64_t offset, length;      /* bytes of the disk */
+  enum ploop_rescue_kind kind;
+  enum ploop_rescue_reason reason;
+  const char *path;             /* of the delta that is damaged, for as long as the
+                                   call lasts */
+  uint64_t other;               /* PLOOP_RESCUE_SHARED: where the disk has a cluster
+                                   in the same place */
+};
+
+typedef void (*ploop_rescue_range_fn) (void *opaque,
+                                       const struct ploop_rescue_range *range);
+
+struct ploop_rescue_options {
+  const char *snapshot;         /* GUID; NULL: the disk as it is now */
+  const char *const *bases;     /* lower deltas, as in ploop_open; NULL: none */
+
+  /* What is known of a damaged header; 0 or NULL: nothing. */
+  unsigned version;             /* 1 or 2 */
+  uint32_t cluster_size;        /* bytes, a multiple of 512 */
+  uint64_t size;                /* of the disk, bytes, a multiple of 512 */
+  const char *index;            /* a file that begins as the image PATH once did, for
+                                   header and BAT */
+
+  bool missing_ok;              /* deltas that cannot be opened are only missing */
+  bool fall_through;            /* lower deltas' data for what is lost, if any has it */
+
+  /* Of the copy, as in ploop_convert. */
+  bool raw;
+  unsigned target_version;
+  uint32_t target_cluster_size;
+  bool overwrite;
+  bool target_is_zero;
+
+  ploop_rescue_range_fn range;  /* NULL: not told */
+  void *range_opaque;
+  ploop_log_fn log;             /* NULL: no messages */
+  void *log_opaque;
+};
+
+struct ploop_rescue_result {
+  bool interrupted;             /* by the callback: there is no copy */
+  uint64_t size;                /* of the disk, bytes */
+  uint64_t bytes_read;          /* the rest are holes */
+  uint64_t bytes_written;       /* the rest are zeros */
+  uint64_t nr_ranges;
+  uint64_t bytes[3];            /* in ranges of each kind */
+};
+
+/* Copy all that can be read of the damaged disk PATH to TARGET: what ploop_open
+ * refuses, too.  PATH is an image, a DiskDescriptor.xml or a directory that holds one;
+ * TARGET is as in ploop_convert.
+ *
+ * A BAT entry that cannot be right costs its own cluster.  What cannot be read is
+ * tried again in smaller pieces, down to sectors.  A file may end anywhere.  That an
+ * image was not closed does not matter.  What is lost reads as zeros in TARGET, even
+ * where a lower delta has older data, unless options->fall_through.
+ *
+ * A header that cannot be believed is an error (PLOOP_ERROR_CORRUPT) that says what is
+ * plausible: nothing is guessed.  What is given in OPTIONS holds for every image with
+ * such a header; if the disk is one image file, for that in any case.  The first data
+ * offset and the type are not needed.
+ *
+ * When the copy is there, RANGE is called, by the calling thread, for each part of it
+ * that is not what it should be: in order, none overlapping another.  A disk that
+ * ploop_open takes has none, but for clusters that were never flushed, and a last
+ * cluster that the file does not have in full.
+ *
+ * PATH is locked as for reading, where it can be locked, and not changed.  Several
+ * threads work, with 4 MiB of memory, 8 bytes for each cluster that is allocated, and
+ * 56 for each range.  OPTIONS and PROGRESS may be NULL.
+ *
+ * Returns 0, also when interrupted, with RESULT filled in: there are ranges if
+ * result->nr_ranges is not 0.  Or -1 with ERROR set, and no copy; but see
+ * ploop_convert.
+ */
+int ploop_rescue (const char *path, const char *target,
+                  const struct ploop_rescue_options *options,
+                  ploop_progress_fn progress, void *opaque,
+                  struct ploop_rescue_result *result, GError **error);
+
 G_END_DECLS
 
 #endif /* PLOOP_CORE_H */
