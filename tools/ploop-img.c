@@ -43,6 +43,8 @@ static const struct subcommand subcommands[] = {
   { "bitmap dump", "FILE", "Show what a bitmap marks", bitmap_dump_run },
   { "bitmap merge", "FILE SOURCE_UUID", "Mark in a bitmap what another marks",
     bitmap_merge_run },
+  { "rescue", "DISK TARGET", "Copy what can be read of a damaged disk",
+    rescue_run },
   { "help", "[SUBCOMMAND]", "Show how to use a subcommand", help_run },
 };
 

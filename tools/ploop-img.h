@@ -48,6 +48,7 @@ int snapshot_switch_run (const struct subcommand *self, int argc, char **argv);
 int snapshot_mark_run (const struct subcommand *self, int argc, char **argv);
 int resize_run (const struct subcommand *self, int argc, char **argv);
 int merge_run (const struct subcommand *self, int argc, char **argv);
+int rescue_run (const struct subcommand *self, int argc, char **argv);
 
 /* command-line.c */
 
