@@ -1351,6 +1351,70 @@ int ploop_rescue (const char *path, const char *target,
                   ploop_progress_fn progress, void *opaque,
                   struct ploop_rescue_result *result, GError **error);
 
+/* ---- Restoring a descriptor -------------------------------------------- */
+
+/* Receives what was seen and decided, one line without a newline, in order. */
+typedef void (*ploop_reason_fn) (void *opaque, const char *reason);
+
+enum ploop_confidence {
+  PLOOP_CONFIDENCE_GIVEN,       /* the files were given, base first */
+  PLOOP_CONFIDENCE_CERTAIN,
+  PLOOP_CONFIDENCE_LIKELY,      /* by times, which copying and merging change */
+};
+
+struct ploop_restore_options {
+  const char *const *files;     /* names in the directory, or paths: base first; NULL:
+                                   to be found out */
+  bool dry_run;                 /* change nothing */
+  ploop_reason_fn reason;       /* NULL: not told */
+  void *reason_opaque;
+};
+
+/* A delta of the disk. */
+struct ploop_restored_image {
+  char *guid;                   /* in braces, lower case */
+  char *parent;                 /* its parent's; NULL: the base */
+  char *file;                   /* name in the directory */
+  bool is_raw;
+  bool is_top;                  /* what the disk is written to */
+};
+
+struct ploop_restore_result {
+  enum ploop_confidence confidence;
+  GPtrArray *images;            /* of struct ploop_restored_image: parents before those
+                                   that rest on them */
+  char *xml;                    /* the descriptor, whole */
+  char *backup;                 /* the old one's new name, in the directory; NULL: there
+                                   was none, or nothing was changed */
+};
+
+/* Free what RESULT points to. */
+void ploop_restore_result_clear (struct ploop_restore_result *result);
+
+/* Make the DiskDescriptor.xml of the disk whose files lie in DIRECTORY anew.  The path
+ * of the one that is there, if it is damaged, may be given instead.
+ *
+ * Which files belong to it, and which rests on which, is found out from what is left of
+ * the old descriptor, names, contents, sizes and times, unless options->files says it.
+ * When that leaves a doubt, nothing is changed.  GUIDs are those of the old descriptor,
+ * or of the files' names, or random; the top's is the one that ploop gives it.
+ *
+ * The old descriptor is kept under a new name, DiskDescriptor.xml.bak or with a number
+ * behind that; the new one takes its place at once, when it is on disk.  Nobody may use
+ * the disk meanwhile: its files are locked as for writing, and not changed.
+ *
+ * OPTIONS may be NULL.  Returns 0 with RESULT filled in.  Or -1 with ERROR set and
+ * nothing changed: PLOOP_ERROR_ARGUMENT when the order is not known, or the files given
+ * cannot be a disk; PLOOP_ERROR_CORRUPT when a file is damaged; PLOOP_ERROR_EXISTS when
+ * the descriptor that is there is sound, and no files were given; PLOOP_ERROR_IN_USE;
+ * PLOOP_ERROR_SYSTEM, after which, if the directory could not be synced, the new one may
+ * be there.
+ */
+int ploop_restore_descriptor (const char *directory,
+                              const struct ploop_restore_options *options,
+                              struct ploop_restore_result *result,
+                              GError **error);
+
 G_END_DECLS
 
 #endif /* PLOOP_CORE_H */
