@@ -45,6 +45,8 @@ static const struct subcommand subcommands[] = {
     bitmap_merge_run },
   { "rescue", "DISK TARGET", "Copy what can be read of a damaged disk",
     rescue_run },
+  { "descriptor restore", "DIRECTORY", "Make a lost DiskDescriptor.xml anew",
+    descriptor_restore_run },
   { "help", "[SUBCOMMAND]", "Show how to use a subcommand", help_run },
 };
 

@@ -49,6 +49,8 @@ int snapshot_mark_run (const struct subcommand *self, int argc, char **argv);
 int resize_run (const struct subcommand *self, int argc, char **argv);
 int merge_run (const struct subcommand *self, int argc, char **argv);
 int rescue_run (const struct subcommand *self, int argc, char **argv);
+int descriptor_restore_run (const struct subcommand *self, int argc,
+                            char **argv);
 
 /* command-line.c */
 
