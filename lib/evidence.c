@@ -264,11 +264,27 @@ fetch_guid (const GMatchInfo *match, int i)
   return descriptor_normalise_guid (text);
 }
 
+/* As XML has it (g_free); &amp; last, so that nothing is decoded twice. */
+static char *
+decode_text (const char *text)
+{
+  static const char *const entities[][2] = {
+    { "&lt;", "<" }, { "&gt;", ">" }, { "&quot;", "\"" }, { "&apos;", "'" },
+    { "&amp;", "&" },
+  };
+  GString *decoded = g_string_new (text);
+
+  for (size_t i = 0; i < G_N_ELEMENTS (entities); i++)
+    g_string_replace (decoded, entities[i][0], entities[i][1], 0);
+  return g_string_free (decoded, FALSE);
+}
+
 static void
 take_image (struct relics *relics, const GMatchInfo *match)
 {
   struct relic_image *image = g_new0 (struct relic_image, 1);
-  g_autofree char *file = g_strstrip (g_match_info_fetch (match, 2));
+  g_autofree char *text = g_match_info_fetch (match, 2);
+  g_autofree char *file = decode_text (g_strstrip (text));
 
   image->guid = fetch_guid (match, 1);
   image->file = g_path_get_basename (file);

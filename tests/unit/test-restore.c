@@ -265,6 +265,9 @@ read_relics (struct relics *relics)
 
 START_TEST (what_is_left_of_a_descriptor_is_read)
 {
+  static const char entities[] =
+    "<GUID>{00000007-1111-2222-3333-444444444444}</GUID><File>\n"
+    "../a &amp; &lt;b&gt; &amp;lt;.hds </File>";
   struct relics relics;
   const struct relic_shot *shot;
 
@@ -281,6 +284,12 @@ START_TEST (what_is_left_of_a_descriptor_is_read)
   shot = g_ptr_array_index (relics.shots, 1);
   ck_assert_str_eq (shot->parent, "{00000007-1111-2222-3333-444444444444}");
   ck_assert_str_eq (shot->marker, "TemporaryZero");
+  relics_clear (&relics);
+
+  put_descriptor (entities, strlen (entities));
+  read_relics (&relics);
+  ck_assert_str_eq (relics_find_guid (&relics, "a & <b> &lt;.hds"),
+                    "{00000007-1111-2222-3333-444444444444}");
   relics_clear (&relics);
   remove_directory ();
 }
