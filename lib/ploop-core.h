@@ -1257,7 +1257,8 @@ enum ploop_rescue_kind {
 /* Why. */
 enum ploop_rescue_reason {
   PLOOP_RESCUE_UNREADABLE,      /* reading failed, down to the sector */
-  PLOOP_RESCUE_CUT_OFF,         /* the file ends inside the cluster */
+  PLOOP_RESCUE_CUT_OFF,         /* the file ends inside the cluster, of which the rest
+                                   reads as zeros, as in ploop_open: doubtful */
   PLOOP_RESCUE_PAST_END,        /* the BAT entry points past the end of the file */
   PLOOP_RESCUE_BELOW_DATA,      /* it points into the header or the BAT */
   PLOOP_RESCUE_SHARED,          /* another one points to the same place: doubtful */
@@ -1334,9 +1335,9 @@ struct ploop_rescue_result {
  * offset and the type are not needed.
  *
  * When the copy is there, RANGE is called, by the calling thread, for each part of it
- * that is not what it should be: in order, none overlapping another.  A disk that
- * ploop_open takes has none, but for clusters that were never flushed, and a last
- * cluster that the file does not have in full.
+ * that is not what it should be: in order, none overlapping another.  Of a disk that
+ * ploop_open takes nothing is lost; but clusters that were never flushed are doubtful,
+ * and the rest of a last cluster that the file does not have in full.
  *
  * PATH is locked as for reading, where it can be locked, and not changed.  Several
  * threads work, with 4 MiB of memory, 8 bytes for each cluster that is allocated, and

@@ -399,24 +399,19 @@ note (struct rescue *rescue, uint64_t offset, uint64_t length,
   pthread_mutex_unlock (&rescue->lock);
 }
 
-/* The cluster of which the file has only the beginning; LENGTH bytes are on the disk.
+/* The rest of a cluster of which the file has only the beginning; LENGTH bytes are on
+ * the disk.
  */
 static void
-list_cut_off (struct rescue *rescue, const struct part *part, uint64_t index,
+list_cut_off (struct rescue *rescue, uint64_t start,
               const struct found *found, uint64_t length)
 {
   const struct salvage_place *place = &found->place;
-  const uint64_t start = part->start + index * part->cluster_size;
   const uint64_t end = MIN (place->length, length);
-  struct found lower;
 
-  if (place->nr_there >= end)
-    return;
-  find_cluster (rescue, part, found->level, index, &lower);
-  note (rescue, start + place->nr_there, end - place->nr_there,
-        rescue->options->fall_through && lower.from ? PLOOP_RESCUE_OLDER
-                                                    : PLOOP_RESCUE_LOST,
-        PLOOP_RESCUE_CUT_OFF, found->from, 0);
+  if (place->nr_there < end)
+    note (rescue, start + place->nr_there, end - place->nr_there,
+          PLOOP_RESCUE_DOUBTFUL, PLOOP_RESCUE_CUT_OFF, found->from, 0);
 }
 
 static void
@@ -436,7 +431,7 @@ list_cluster (struct rescue *rescue, const struct part *part, uint64_t index)
     note (rescue, part->start + start, length, PLOOP_RESCUE_DOUBTFUL,
           PLOOP_RESCUE_SHARED, found.from,
           part->start + (uint64_t) found.place.other * part->cluster_size);
-  list_cut_off (rescue, part, index, &found, length);
+  list_cut_off (rescue, part->start + start, &found, length);
 }
 
 static void
@@ -507,7 +502,7 @@ read_stretch (struct stretch *stretch)
   const uint64_t within = stretch->offset % cluster_size;
   const struct salvage_place *place;
   struct found found;
-  size_t has, there;
+  size_t there;
 
   find_cluster (stretch->rescue, stretch->part, stretch->below,
                 stretch->offset / cluster_size, &found);
@@ -516,15 +511,11 @@ read_stretch (struct stretch *stretch)
   if (!found.from)
     return false;
   place = &found.place;
-  has = (size_t) MIN (stretch->length,
-                      place->length > within ? place->length - within : 0);
-  there = (size_t) MIN (has,
+  there = (size_t) MIN (stretch->length,
                         place->nr_there > within ? place->nr_there - within : 0);
   if (there > 0)
     tolerant_read (found.from->file, stretch->buf, there,
                    place->offset + within, note_unreadable, stretch);
-  if (has > there && stretch->rescue->options->fall_through)
-    read_below (stretch, there, has - there);
   return true;
 }
 
@@ -545,9 +536,6 @@ next_in_cluster (const struct rescue *rescue, const struct part *part,
                 &found);
   if (!found.from)
     return false;
-  if (rescue->options->fall_through
-      && found.place.nr_there < found.place.length)
-    return true;
   start = found.place.offset + within;
   if (!delta_next_data_at_open (found.from->file->delta,
                                 found.place.offset + found.place.nr_there,

@@ -35,7 +35,7 @@ static const struct {
   const char *name, *text;
 } reasons[] = {
   [PLOOP_RESCUE_UNREADABLE] = { "unreadable", "it cannot be read" },
-  [PLOOP_RESCUE_CUT_OFF] = { "cut-off", "the file ends before it" },
+  [PLOOP_RESCUE_CUT_OFF] = { "cut-off", "the file ends before it, so it is zeros" },
   [PLOOP_RESCUE_PAST_END] =
     { "past-end", "the table points past the end of the file" },
   [PLOOP_RESCUE_BELOW_DATA] =

@@ -203,6 +203,10 @@ expect_sector (unsigned below, unsigned s, uint8_t *sector, int *kind)
     *kind = is_shared (level, index) ? PLOOP_RESCUE_DOUBTFUL : FINE;
     return true;
   }
+  if (entry_is_sound (level, index) && at >= level->file_size) {
+    *kind = PLOOP_RESCUE_DOUBTFUL;
+    return true;
+  }
   if (disk.fall_through && expect_sector (below - 1, s, sector, kind)) {
     *kind = MIN (*kind, PLOOP_RESCUE_OLDER);
     return true;
