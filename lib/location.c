@@ -11,6 +11,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "blank.h"
 #include "location.h"
 #include "lock.h"
 
@@ -407,11 +408,10 @@ create_overlay (struct location *location, const char *path,
 
   if (!delta)
     return false;
-  options.size = (delta->layout.size + FORMAT_SECTOR_SIZE - 1)
-                 / FORMAT_SECTOR_SIZE * FORMAT_SECTOR_SIZE;
-  options.cluster_size = delta->layout.cluster_size;
+  blank_like (delta->layout.size, delta->layout.cluster_size,
+              delta->header.version, &options);
   delta_close (delta);
-  if (ploop_create (path, &options, &why) == -1) {
+  if (blank_create (path, &options, &why) == -1) {
     if (g_error_matches (why, PLOOP_ERROR, PLOOP_ERROR_EXISTS))
       return true;
     g_propagate_prefixed_error (error, g_steal_pointer (&why), "overlay: ");

@@ -514,14 +514,49 @@ void ploop_get_statistics (const ploop_image *image,
  */
 char *ploop_describe_statistics (const struct ploop_statistics *statistics);
 
+/* ---- What takes its time ----------------------------------------------- */
+
+/* Called before the first piece of work and after each one (of compacting: a MiB of
+ * data at most, or a hole), with how many bytes of NR_BYTES are done; while a pipe is
+ * waited for, five times a second, and then NR_BYTES may be 0: not known.  Returns false
+ * to end it; is not called again then.  Called by the thread that is in the function
+ * that works, on whose disks it must not work.
+ */
+typedef bool (*ploop_progress_fn) (void *opaque, uint64_t nr_bytes_done,
+                                   uint64_t nr_bytes);
+
 /* ---- Creating ---------------------------------------------------------- */
 
+/* What is there before anything is written to the disk. */
+enum ploop_create_space {
+  PLOOP_CREATE_SPARSE,          /* no clusters: the file is as small as can be */
+  PLOOP_CREATE_METADATA,        /* all clusters are in the BAT, in a row, so none is
+                                   ever allocated; in the file they are a hole */
+  PLOOP_CREATE_FALLOC,          /* the same, with their space reserved: what ploop
+                                   calls preallocated */
+  PLOOP_CREATE_FULL,            /* the same, with zeros written to them: for
+                                   programs that take neither holes nor space that
+                                   was reserved only */
+};
+
+/* Zero in any field means the default that is named. */
 struct ploop_create_options {
-  uint64_t size;                /* of the disk, bytes, a multiple of 512 */
+  uint64_t size;                /* of the disk, bytes, a multiple of 512; 0, only with
+                                   overlay_of: as large */
   uint32_t cluster_size;        /* bytes, a power of two from 32 KiB to
-                                   64 MiB; 0: 1 MiB */
-  unsigned version;             /* 1 or 2; 0: 2 */
+                                   64 MiB; 0: 1 MiB, or that of overlay_of */
+  unsigned version;             /* 1 or 2; 0: 2, or that of overlay_of */
   bool overwrite;               /* replace a file that exists */
+  bool descriptor;              /* with a DiskDescriptor.xml in its directory */
+  enum ploop_create_space space;        /* sparse */
+  const char *overlay_of;       /* the disk that it is to be an overlay of: what
+                                   ploop_compare takes; NULL: none */
+  const char *snapshot;         /* GUID of the snapshot of it; NULL: the disk as it
+                                   is now */
+  ploop_progress_fn progress;   /* NULL: none is told */
+  void *progress_opaque;
+  ploop_log_fn log;             /* NULL: no messages */
+  void *log_opaque;
 };
 
 /* Create an empty image at PATH, in the layout that the Virtuozzo kernel,
@@ -531,8 +566,22 @@ struct ploop_create_options {
  * With it, it is replaced by rename, so that it is there whole, old or new, at
  * every instant; it must not be in use (PLOOP_ERROR_IN_USE).
  *
- * Returns 0, or -1 with ERROR set and everything as it was; but when ERROR says
- * that the directory could not be synced, the new file is there.
+ * With a descriptor it is a disk of its own, as ploop init makes it; one that is
+ * there is never replaced (PLOOP_ERROR_EXISTS), and the new one is there after the
+ * image.
+ *
+ * As an overlay, the image takes what is written, and shows the disk below where
+ * nothing was: open that, with the image as its overlay, or as the first of its bases.
+ * The disk is opened and locked as for reading meanwhile.  Its size (unless a larger
+ * one is given), cluster size and version are the image's.
+ *
+ * PROGRESS is called when clusters are written (PLOOP_CREATE_FULL), which takes its
+ * time; of nothing else.
+ *
+ * Returns 0; 1 when PROGRESS has ended it, and everything is as it was; or -1 with
+ * ERROR set and everything as it was, but for what ERROR says: that the directory
+ * could not be synced, and so the new file is there; or that in place of the one that
+ * was overwritten there is the new one, without a descriptor.
  */
 int ploop_create (const char *path,
                   const struct ploop_create_options *options,
@@ -767,16 +816,6 @@ typedef void (*ploop_disk_finding_fn) (void *opaque, const char *file,
 int ploop_check_disk (const char *path, bool allow_outside,
                       ploop_disk_finding_fn report, void *opaque,
                       struct ploop_check_result *result, GError **error);
-
-/* ---- What takes its time ----------------------------------------------- */
-
-/* Called before the first piece of work and after each one (of compacting: a MiB of
- * data at most, or a hole), with how many bytes of NR_BYTES are done.  Returns false
- * to end it; is not called again then.  Called by the thread that is in the function
- * that works, on whose disks it must not work.
- */
-typedef bool (*ploop_progress_fn) (void *opaque, uint64_t nr_bytes_done,
-                                   uint64_t nr_bytes);
 
 /* ---- Repairing --------------------------------------------------------- */
 
@@ -1205,9 +1244,13 @@ int ploop_compare (const char *path, const char *other,
 
 struct ploop_convert_options {
   const char *snapshot;         /* GUID; NULL: the disk as it is now */
+  uint64_t size;                /* of the copy, bytes; not less than that of the disk,
+                                   the rest is zeros; 0: as large */
   bool raw;                     /* to a raw file; else to an image: */
   unsigned version;             /* 1 or 2; 0: 2 */
   uint32_t cluster_size;        /* as in ploop_create; 0: 1 MiB */
+  enum ploop_create_space space;        /* sparse; before the data is written */
+  bool descriptor;              /* as in ploop_create */
   bool overwrite;               /* replace a file that exists */
   bool target_is_zero;          /* the export that is written to reads as zeros */
   ploop_log_fn log;             /* NULL: no messages */
@@ -1222,7 +1265,8 @@ struct ploop_convert_result {
 };
 
 /* Copy the disk PATH, with all its deltas, to TARGET, alone and whole.  PATH is what
- * ploop_compare takes; TARGET a new image, a new raw file, the URI of an NBD export
+ * ploop_compare takes, or a raw disk that comes through a pipe: a fifo, or "-" for
+ * standard input.  TARGET is a new image, a new raw file, the URI of an NBD export
  * that may be written and is as large at least, or "-": standard output, raw, in
  * order.  An image is as large as the disk, rounded up to sectors.  Zeros become
  * holes.
@@ -1233,8 +1277,13 @@ struct ploop_convert_result {
  * not be in use.  An export is zeroed first, unless it is zeros; it is flushed in the
  * end.
  *
+ * What comes through a pipe is read to its end, which tells the size; an export has to
+ * be large enough then, and an image cannot be preallocated, unless a size is given.
+ * Until then an image takes 4 bytes of memory for each of its clusters.
+ *
  * PATH is locked as for reading if it is a ploop disk, and not changed.  Several
- * threads work, with 4 MiB of memory in all.  OPTIONS and PROGRESS may be NULL.
+ * threads work, but one when something is a pipe, with 4 MiB of memory in all.  OPTIONS
+ * and PROGRESS may be NULL.
  *
  * Returns 0, also when interrupted, with RESULT filled in; or -1 with ERROR set, and
  * no copy; but a copy that has its name already stays when its directory cannot be

@@ -14,7 +14,10 @@
 
 #include <libnbd.h>
 
+#include "blank.h"
+#include "descriptor-new.h"
 #include "format.h"
+#include "growing.h"
 #include "lock.h"
 #include "replace.h"
 #include "sink.h"
@@ -29,18 +32,23 @@ struct sink {
   char *name;
   ploop_image *image;           /* one of these three */
   int fd;                       /* -1: none; an image's, too, beside it */
+  struct growing *growing;      /* what is written to that, if it is not raw */
   struct nbd_handle **handles;  /* one a thread, or the same for all */
   unsigned nr_handles;          /* that are connected */
+  uint64_t room;                /* of the export: bytes */
   unsigned nr_threads;
   pthread_mutex_t lock;         /* for a handle that is for all */
 
   bool is_stream;               /* standard output */
-  uint64_t size, position;      /* of a stream: bytes */
+  uint64_t position;            /* of that: bytes */
+  uint64_t size;                /* of the disk, bytes */
 
   char *part;                   /* a file's name until it is whole */
   bool is_ours;                 /* nobody else writes to that */
   bool overwrite;
   int old_fd;                   /* what is replaced, locked; -1: nothing */
+  bool descriptor;              /* is to be written */
+  enum ploop_create_space space;
 };
 
 static void
@@ -49,6 +57,7 @@ free_sink (struct sink *sink)
   for (unsigned i = 0; i < sink->nr_handles; i++)
     nbd_close (sink->handles[i]);
   g_free (sink->handles);
+  growing_free (sink->growing);
   if (sink->fd >= 0)
     close (sink->fd);
   if (sink->old_fd >= 0)
@@ -96,7 +105,7 @@ look_at_old (struct sink *sink, GError **error)
 
 /* Emptied only when it is locked: another copy may be on its way to it. */
 static bool
-open_raw (struct sink *sink, uint64_t size, GError **error)
+open_empty (struct sink *sink, GError **error)
 {
   sink->fd = open (sink->part, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW,
                    0600);
@@ -105,32 +114,76 @@ open_raw (struct sink *sink, uint64_t size, GError **error)
     return false;
   }
   sink->is_ours = sink->fd >= 0;
-  if (sink->fd >= 0 && ftruncate (sink->fd, 0) == 0
-      && ftruncate (sink->fd, (off_t) size) == 0)
+  if (sink->fd >= 0 && ftruncate (sink->fd, 0) == 0)
     return true;
-  error_set_system (error, errno, "%s: cannot be created with %"
-                    G_GUINT64_FORMAT " bytes", sink->part, size);
+  error_set_system (error, errno, "%s: cannot be created", sink->part);
   return false;
 }
 
 static bool
-open_image (struct sink *sink, uint64_t size,
-            const struct sink_options *options, const struct log *log,
-            GError **error)
+set_file_size (struct sink *sink, GError **error)
 {
-  const struct ploop_create_options create = {
-    .size = (size + FORMAT_SECTOR_SIZE - 1) / FORMAT_SECTOR_SIZE
-            * FORMAT_SECTOR_SIZE,
-    .cluster_size = options->cluster_size,
-    .version = options->version,
+  if (ftruncate (sink->fd, (off_t) sink->size) == 0)
+    return true;
+  error_set_system (error, errno, "%s: cannot have %" G_GUINT64_FORMAT " bytes",
+                    sink->part, sink->size);
+  return false;
+}
+
+static bool
+open_raw (struct sink *sink, GError **error)
+{
+  return open_empty (sink, error)
+         && (sink->size == SINK_GROWS || set_file_size (sink, error));
+}
+
+static bool
+open_growing (struct sink *sink, const struct sink_options *options,
+              GError **error)
+{
+  const uint32_t cluster_size =
+    options->cluster_size ? options->cluster_size : FORMAT_DEFAULT_CLUSTER;
+  const unsigned version = options->version ? options->version : 2;
+  struct format_header header;
+
+  /* Of any size. */
+  if (!format_new_header (FORMAT_SECTOR_SIZE, cluster_size, version, &header,
+                          error)) {
+    g_prefix_error (error, "%s: ", sink->name);
+    return false;
+  }
+  if (options->space != PLOOP_CREATE_SPARSE) {
+    g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_ARGUMENT,
+                 "%s: cannot be preallocated, as the size of the disk is not "
+                 "known before its end: give a size", sink->name);
+    return false;
+  }
+  if (!open_empty (sink, error))
+    return false;
+  sink->growing = growing_begin (sink->fd, cluster_size, version);
+  return true;
+}
+
+static bool
+open_image (struct sink *sink, const struct sink_options *options,
+            const struct log *log, bool *interrupted, GError **error)
+{
+  struct ploop_create_options create = {
     .overwrite = true,
+    .space = options->space,
+    .progress = options->progress,
+    .progress_opaque = options->progress_opaque,
   };
   const struct ploop_open_options open_options = {
     .log = log->write,
     .log_opaque = log->opaque,
   };
+  int r;
 
-  if (ploop_create (sink->part, &create, error) == -1)
+  blank_like (sink->size, options->cluster_size, options->version, &create);
+  r = blank_create (sink->part, &create, error);
+  *interrupted = r > 0;
+  if (r != 0)
     return false;
   sink->image = ploop_open (sink->part, &open_options, error);
   sink->is_ours = sink->image != NULL;
@@ -144,15 +197,18 @@ open_image (struct sink *sink, uint64_t size,
 }
 
 static bool
-open_file (struct sink *sink, uint64_t size,
-           const struct sink_options *options, const struct log *log,
-           GError **error)
+open_file (struct sink *sink, const struct sink_options *options,
+           const struct log *log, bool *interrupted, GError **error)
 {
-  if (!look_at_old (sink, error))
+  if (!look_at_old (sink, error)
+      || (sink->descriptor && !descriptor_new_is_possible (sink->name, error)))
     return false;
   sink->part = g_strconcat (sink->name, ".part", NULL);
-  return options->raw ? open_raw (sink, size, error)
-                      : open_image (sink, size, options, log, error);
+  if (options->raw)
+    return open_raw (sink, error);
+  return sink->size == SINK_GROWS
+           ? open_growing (sink, options, error)
+           : open_image (sink, options, log, interrupted, error);
 }
 
 /* A closed image is not locked any more, and another copy may have begun there in
@@ -201,12 +257,43 @@ put_in_place (struct sink *sink)
   return r == -EINVAL ? 0 : r;
 }
 
+/* In place of another, the image stays: the other one is gone. */
+static int
+add_descriptor (struct sink *sink, GError **error)
+{
+  const int r = descriptor_new_write (sink->name, sink->space, error);
+
+  if (r == -1 && sink->old_fd == -1)
+    unlink (sink->name);
+  else if (r == -1)
+    g_prefix_error (error, "%s: is replaced, but has no descriptor: ",
+                    sink->name);
+  return r;
+}
+
+/* What was written has been in order, and without a size. */
+static bool
+end_growing (struct sink *sink, GError **error)
+{
+  const uint64_t nr_sectors =
+    (sink->size + FORMAT_SECTOR_SIZE - 1) / FORMAT_SECTOR_SIZE;
+
+  if (!sink->growing)
+    return set_file_size (sink, error);
+  if (growing_end (sink->growing, nr_sectors * FORMAT_SECTOR_SIZE, error) == 0)
+    return true;
+  g_prefix_error (error, "%s: ", sink->name);
+  return false;
+}
+
 static int
 finish_file (struct sink *sink, GError **error)
 {
   const bool is_image = sink->image != NULL;
   int r = 0;
 
+  if (!is_image && !end_growing (sink, error))
+    return -1;
   if (is_image && ploop_close (g_steal_pointer (&sink->image), error) == -1)
     return -1;
   if (is_image && !lock_part (sink, error))
@@ -215,10 +302,12 @@ finish_file (struct sink *sink, GError **error)
     r = -errno;
   if (r == 0)
     r = put_in_place (sink);
-  if (r < 0)
+  if (r < 0) {
     error_set_system (error, r, "%s: cannot be put in its place, from %s",
                       sink->name, sink->part);
-  return r < 0 ? -1 : 0;
+    return -1;
+  }
+  return sink->descriptor ? add_descriptor (sink, error) : 0;
 }
 
 /* ---- Exports ----------------------------------------------------------- */
@@ -244,14 +333,16 @@ connect_one (struct sink *sink, GError **error)
 }
 
 static bool
-may_be_written (struct sink *sink, uint64_t size, GError **error)
+may_be_written (struct sink *sink, GError **error)
 {
   struct nbd_handle *nbd = sink->handles[0];
   const int64_t found = nbd_get_size (nbd);
+  const uint64_t size = sink->size == SINK_GROWS ? 0 : sink->size;
 
   if (found == -1 || nbd_is_read_only (nbd) == -1)
     return set_nbd_error (sink, error);
-  if (nbd_is_read_only (nbd) == 0 && (uint64_t) found >= size)
+  sink->room = (uint64_t) found;
+  if (nbd_is_read_only (nbd) == 0 && sink->room >= size)
     return true;
   if (nbd_is_read_only (nbd))
     g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_ARGUMENT,
@@ -297,11 +388,11 @@ zero_export (struct sink *sink, GError **error)
 }
 
 static bool
-open_export (struct sink *sink, uint64_t size,
-             const struct sink_options *options, GError **error)
+open_export (struct sink *sink, const struct sink_options *options,
+             GError **error)
 {
   sink->handles = g_new0 (struct nbd_handle *, sink->nr_threads);
-  if (!connect_one (sink, error) || !may_be_written (sink, size, error))
+  if (!connect_one (sink, error) || !may_be_written (sink, error))
     return false;
   /* Several connections only where a flush on one is good for all. */
   while (nbd_can_multi_conn (sink->handles[0]) == 1
@@ -318,6 +409,9 @@ write_export (struct sink *sink, unsigned thread, const void *buf,
   const bool own = sink->nr_handles == sink->nr_threads;
   int r;
 
+  /* Only of a disk whose size was not known. */
+  if (offset + length > sink->room)
+    return -ENOSPC;
   if (!own)
     pthread_mutex_lock (&sink->lock);
   r = nbd_pwrite (sink->handles[own ? thread : 0], buf, length, offset, 0);
@@ -407,32 +501,34 @@ finish_stream (struct sink *sink, GError **error)
 /* ---- Any of them ------------------------------------------------------- */
 
 static bool
-open_any (struct sink *sink, uint64_t size,
-          const struct sink_options *options, const struct log *log,
-          GError **error)
+open_any (struct sink *sink, const struct sink_options *options,
+          const struct log *log, bool *interrupted, GError **error)
 {
   if (sink->is_stream)
     return open_stream (options, error);
   return strstr (sink->name, "://")
-           ? open_export (sink, size, options, error)
-           : open_file (sink, size, options, log, error);
+           ? open_export (sink, options, error)
+           : open_file (sink, options, log, interrupted, error);
 }
 
 struct sink *
 sink_open (const char *name, uint64_t size,
            const struct sink_options *options, const struct log *log,
-           GError **error)
+           bool *interrupted, GError **error)
 {
   struct sink *sink = g_new0 (struct sink, 1);
 
+  *interrupted = false;
   sink->name = g_strdup (name);
   sink->size = size;
   sink->is_stream = strcmp (name, "-") == 0;
   sink->fd = sink->old_fd = -1;
   sink->overwrite = options->overwrite;
+  sink->descriptor = options->descriptor;
+  sink->space = options->space;
   sink->nr_threads = options->nr_threads;
   pthread_mutex_init (&sink->lock, NULL);
-  if (open_any (sink, size, options, log, error))
+  if (open_any (sink, options, log, interrupted, error))
     return sink;
   sink_abandon (sink);
   return NULL;
@@ -461,12 +557,20 @@ sink_is_stream (const struct sink *sink)
   return sink->is_stream;
 }
 
+void
+sink_set_size (struct sink *sink, uint64_t size)
+{
+  sink->size = size;
+}
+
 int
 sink_write (struct sink *sink, unsigned thread, const void *buf,
             size_t length, uint64_t offset)
 {
   if (sink->image)
     return ploop_pwrite (sink->image, buf, length, offset, 0);
+  if (sink->growing)
+    return growing_write (sink->growing, buf, length, offset);
   if (sink->is_stream)
     return write_stream (sink, buf, length, offset);
   return sink->handles ? write_export (sink, thread, buf, length, offset)

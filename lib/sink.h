@@ -21,10 +21,17 @@
 
 struct sink;
 
+/* A size that is not known yet. */
+#define SINK_GROWS UINT64_MAX
+
 struct sink_options {
   bool raw;                     /* a raw file, if it is a file */
   unsigned version;             /* of an image; 0: 2 */
   uint32_t cluster_size;        /* bytes; 0: 1 MiB */
+  enum ploop_create_space space;        /* of an image whose size is known */
+  bool descriptor;              /* of an image, beside it */
+  ploop_progress_fn progress;   /* while that makes clusters; or NULL */
+  void *progress_opaque;
   bool overwrite;               /* a file that is there, if nobody uses it */
   bool is_zero;                 /* an export reads as zeros already */
   unsigned nr_threads;          /* that will write */
@@ -32,12 +39,19 @@ struct sink_options {
 
 /* Begin to write a disk of SIZE bytes to NAME; "-" is standard output, raw.  It reads
  * as zeros: an export is zeroed now, which may take its time.  LOG outlives the sink.
+ * If SIZE is SINK_GROWS, all has to be written in order, and sink_set_size be called in
+ * the end.
  *
- * Returns NULL and sets ERROR when that cannot be done.
+ * Returns NULL and sets ERROR when that cannot be done; or, with *INTERRUPTED set, when
+ * the callback has ended it.
  */
 struct sink *sink_open (const char *name, uint64_t size,
                         const struct sink_options *options,
-                        const struct log *log, GError **error);
+                        const struct log *log, bool *interrupted,
+                        GError **error);
+
+/* Of one that grows: SIZE bytes it was. */
+void sink_set_size (struct sink *sink, uint64_t size);
 
 /* Has all to be written in order, on one thread: to standard output? */
 bool sink_is_stream (const struct sink *sink);
@@ -55,8 +69,8 @@ int sink_write_data (struct sink *sink, unsigned thread, const void *buf,
                      size_t length, uint64_t offset, uint64_t *nr_written);
 
 /* Let it be there, for good.  Returns 0; or -1 with ERROR set, and what was there
- * before is there; but when the directory cannot be synced, the new one may be.  SINK
- * is gone in each case.
+ * before is there; but when the directory cannot be synced, the new one may be; or when a file
+ * was replaced and has no descriptor, which ERROR says.  SINK is gone in each case.
  */
 int sink_finish (struct sink *sink, GError **error);
 

@@ -9,6 +9,7 @@
 
 #include "delta.h"
 #include "location.h"
+#include "parts.h"
 #include "store.h"
 
 struct store {
@@ -103,6 +104,24 @@ uint64_t
 store_size (const struct store *store)
 {
   return store->size;
+}
+
+uint32_t
+store_cluster_size (const struct store *store)
+{
+  return store->image ? ploop_cluster_size (store->image) : 0;
+}
+
+unsigned
+store_version (const struct store *store)
+{
+  return store->image ? ploop_version (store->image) : 0;
+}
+
+unsigned
+store_nr_parts (const struct store *store)
+{
+  return store->image ? store->image->nr_parts : 1;
 }
 
 int

@@ -34,6 +34,15 @@ const char *store_name (const struct store *store);
 /* Bytes. */
 uint64_t store_size (const struct store *store);
 
+/* Of what is written to, the top delta, if it is a ploop disk: bytes, and the version of
+ * its format; 0 of what is raw.
+ */
+uint32_t store_cluster_size (const struct store *store);
+unsigned store_version (const struct store *store);
+
+/* Of a split disk, more than one. */
+unsigned store_nr_parts (const struct store *store);
+
 /* Read LENGTH bytes at OFFSET; what lies behind the end is zeros.  From any thread.
  * Returns 0 or a negative errno.
  */

@@ -76,7 +76,7 @@ int
 convert_run (const struct subcommand *self, int argc, char **argv)
 {
   g_autofree char *snapshot = NULL, *form = NULL;
-  g_autofree char *version = NULL, *cluster_size = NULL;
+  g_autofree char *version = NULL, *cluster_size = NULL, *size = NULL;
   gboolean force = FALSE, is_zero = FALSE;
   const GOptionEntry entries[] = {
     { "format", 'O', 0, G_OPTION_ARG_STRING, &form,
@@ -85,6 +85,8 @@ convert_run (const struct subcommand *self, int argc, char **argv)
       "Version of the format (default: 2)", "1|2" },
     { "cluster-size", 0, 0, G_OPTION_ARG_STRING, &cluster_size,
       "A power of two from 32K to 64M (default: 1M)", "SIZE" },
+    { "size", 0, 0, G_OPTION_ARG_STRING, &size,
+      "Size of the copy, if larger than DISK", "SIZE" },
     { "snapshot", 0, 0, G_OPTION_ARG_STRING, &snapshot,
       "Copy this snapshot of DISK", "GUID" },
     { "target-is-zero", 0, 0, G_OPTION_ARG_NONE, &is_zero,
@@ -108,8 +110,11 @@ convert_run (const struct subcommand *self, int argc, char **argv)
   if (!parse_format (form, &options.raw, &error)
       || !format_parse_version (version, &options.version, &error)
       || !format_parse_cluster_size (cluster_size, &options.cluster_size,
-                                     &error))
+                                     &error)
+      || (size != NULL && !size_parse (size, &options.size, &error)))
     return report_usage_error (self, "%s", error->message);
+  if (size != NULL && options.size == 0)
+    return report_usage_error (self, "--size: must not be 0");
   if (strcmp (arguments[1], "-") == 0 && !common.quiet
       && common.output == OUTPUT_JSON)
     return report_usage_error (self, "--output=json: standard output is where "

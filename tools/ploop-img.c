@@ -20,9 +20,9 @@
 static int help_run (const struct subcommand *self, int argc, char **argv);
 
 static const struct subcommand subcommands[] = {
-  { "create", "FILE SIZE", "Make an empty image", create_run },
+  { "create", "FILE [SIZE]", "Make a new image", create_run },
   { "info", "DISK", "Show what a disk or an image is", info_run },
-  { "check", "DISK", "Look for damage, changing nothing", check_run },
+  { "check", "DISK", "Look for damage, and repair it", check_run },
   { "compact", "FILE", "Make the file as small as its data", compact_run },
   { "compare", "DISK OTHER", "Do two disks read the same?", compare_run },
   { "convert", "DISK TARGET", "Copy a disk into another form", convert_run },

@@ -65,13 +65,33 @@ describe_rate (const struct progress *progress, uint64_t nr_bytes_done,
                           left / 60 % 60, left % 60);
 }
 
+/* How much there is in all is not known. */
+static void
+draw_amount (struct progress *progress, uint64_t nr_bytes_done)
+{
+  const gint64 now = g_get_monotonic_time ();
+  const double seconds =
+    (double) MAX (now - progress->begun, 1) / (double) G_USEC_PER_SEC;
+  g_autofree char *done = NULL, *rate = NULL, *text = NULL;
+
+  if (progress->percent >= 0 && now - progress->drawn < DRAW_US)
+    return;
+  progress->percent = 0;
+  progress->drawn = now;
+  done = size_format (nr_bytes_done);
+  rate = size_format ((uint64_t) ((double) nr_bytes_done / seconds));
+  text = g_strdup_printf ("%s, %s/s", done, rate);
+  fprintf (stderr, "\r%-*s", (int) progress->width, text);
+  progress->width = strlen (text);
+  fflush (stderr);
+}
+
 static void
 draw (struct progress *progress, uint64_t nr_bytes_done, uint64_t nr_bytes)
 {
   static const char full[] = "========================================";
   const gint64 now = g_get_monotonic_time ();
-  const double fraction =
-    nr_bytes == 0 ? 1 : (double) nr_bytes_done / (double) nr_bytes;
+  const double fraction = (double) nr_bytes_done / (double) nr_bytes;
   const int percent = (int) (100 * fraction);
   g_autofree char *rate = NULL;
 
@@ -104,7 +124,9 @@ progress_step (void *opaque, uint64_t nr_bytes_done, uint64_t nr_bytes)
 {
   struct progress *progress = opaque;
 
-  if (progress->shown)
+  if (progress->shown && nr_bytes == 0)
+    draw_amount (progress, nr_bytes_done);
+  else if (progress->shown)
     draw (progress, nr_bytes_done, nr_bytes);
   return !was_signalled;
 }
