@@ -208,7 +208,8 @@ if command -v prlimit > /dev/null; then
   status=0
   (trap '' XFSZ; prlimit --fsize=2000000 "$PLOOP_IMG" create \
      --preallocation=full x.hds 10M) > create.log 2>&1 || status=$?
-  [ $status -eq 1 ] && says 'cannot be written' || fail "it grew beyond the limit"
+  [ $status -eq 1 ] || fail "it grew beyond the limit"
+  says 'cannot be written'
   [ ! -e x.hds ] || fail "x.hds was left"
 fi
 
