@@ -817,6 +817,114 @@ int ploop_check_disk (const char *path, bool allow_outside,
                       ploop_disk_finding_fn report, void *opaque,
                       struct ploop_check_result *result, GError **error);
 
+/* ---- Mapping ----------------------------------------------------------- */
+
+/* A file that a disk consists of. */
+struct ploop_map_delta {
+  unsigned index;               /* by which the others name it */
+  const char *path;             /* resolved; or the URI of an NBD export */
+  unsigned part;                /* of a split disk; else 0 */
+  unsigned level;               /* in the chain, 0: the base */
+  unsigned version;             /* 1 or 2; 0: a raw disk */
+  uint64_t size;                /* of its disk, bytes */
+  uint32_t cluster_size;        /* bytes */
+  uint64_t file_size;           /* bytes */
+  uint64_t disk_usage;          /* bytes of storage; 0 of an export */
+};
+
+enum ploop_map_kind {
+  PLOOP_MAP_DATA,               /* in a file, and may be data */
+  PLOOP_MAP_ZERO,               /* a delta has it, but as a hole of its file, or
+                                   behind the end of the file or of its disk:
+                                   zeros */
+  PLOOP_MAP_UNMAPPED,           /* no delta has it: zeros */
+};
+
+/* A range of the disk, and where it is read from. */
+struct ploop_map_extent {
+  uint64_t offset, length;      /* bytes of the disk */
+  enum ploop_map_kind kind;
+  unsigned delta;               /* index; not of PLOOP_MAP_UNMAPPED, as below */
+  uint64_t host_offset;         /* bytes of its file */
+};
+
+enum ploop_map_use {
+  PLOOP_USE_METADATA,           /* header and BAT, to the first data offset */
+  PLOOP_USE_DATA,               /* clusters that are read */
+  PLOOP_USE_HIDDEN,             /* clusters that a higher delta has, too, or that
+                                   lie behind the end of the disk */
+  PLOOP_USE_EXTENSION,          /* valid changed-block bitmaps */
+  PLOOP_USE_LEAKED,             /* nobody's, and may take space */
+  PLOOP_USE_FREE,               /* nobody's, a hole */
+};
+#define PLOOP_NR_USES 6
+
+/* A range of a delta's file, and what it is there for. */
+struct ploop_map_range {
+  unsigned delta;               /* index */
+  enum ploop_map_use use;
+  uint64_t offset, length;      /* bytes of the file */
+  uint64_t guest_offset;        /* bytes of the disk; of DATA and HIDDEN */
+};
+
+/* A delta's file in figures.  Its fragments are the longest pieces that are in one
+ * piece on the disk and in the file; there cannot be fewer than there are pieces of
+ * the disk that the delta has.
+ */
+struct ploop_map_usage {
+  unsigned delta;               /* index */
+  uint64_t bytes[PLOOP_NR_USES];        /* of the file; together its size */
+  uint32_t nr_allocated;        /* clusters, also hidden ones */
+  uint32_t nr_fragments;
+  uint32_t nr_least_fragments;
+};
+
+/* Who is told; each may be NULL, and what only it needs is not done then.  Returns
+ * false to end it.  What is pointed to is good until it returns.  Must not work on
+ * the disk.
+ */
+struct ploop_map_visitor {
+  /* First. */
+  bool (*disk) (void *opaque, uint64_t size, unsigned nr_deltas);
+  /* For each, by index: base first, and one part of a split disk after another. */
+  bool (*delta) (void *opaque, const struct ploop_map_delta *delta);
+  /* In the order of the disk, from its beginning to its end without gaps; what is
+   * alike and in one piece in the file, too, is one.
+   */
+  bool (*extent) (void *opaque, const struct ploop_map_extent *extent);
+  /* For each delta, by index: all ranges of its file, in order, from its beginning
+   * to its end without gaps; what is alike and in one piece on the disk, too, is one.
+   */
+  bool (*range) (void *opaque, const struct ploop_map_range *range);
+  /* After the ranges of each. */
+  bool (*usage) (void *opaque, const struct ploop_map_usage *usage);
+};
+
+struct ploop_map_options {
+  const char *snapshot;         /* as in ploop_open, as the next two */
+  bool allow_outside;
+  const char *const *bases;
+  ploop_log_fn log;             /* NULL: no messages */
+  void *log_opaque;
+};
+
+/* Tell VISITOR where everything of the disk PATH, by any name that ploop_open takes,
+ * is, and what is in the files of its deltas.  Those of other snapshots are not
+ * looked at.
+ *
+ * The disk is locked as for reading, and not changed.  Memory is needed for 8 bytes
+ * a cluster that some delta has, and for as much again of the delta with the most.
+ * Where the file system does not tell holes truly (see ploop_extents), nothing is
+ * PLOOP_MAP_ZERO by them, and nothing PLOOP_USE_FREE.  OPTIONS may be NULL.
+ *
+ * Returns 0, also when VISITOR has ended it; or -1 with ERROR set: what ploop_open
+ * would refuse, before anybody is told anything; or a file could not be read, and
+ * what was told so far is true, but not all.  Starts no threads that are left.
+ */
+int ploop_map_disk (const char *path, const struct ploop_map_options *options,
+                    const struct ploop_map_visitor *visitor, void *opaque,
+                    GError **error);
+
 /* ---- Repairing --------------------------------------------------------- */
 
 /* When what is to be changed is copied to a file of its own first. */

@@ -24,6 +24,7 @@ static const struct subcommand subcommands[] = {
   { "info", "DISK", "Show what a disk or an image is", info_run },
   { "check", "DISK", "Look for damage, and repair it", check_run },
   { "compact", "FILE", "Make the file as small as its data", compact_run },
+  { "map", "DISK", "Show which delta has what, and where", map_run },
   { "compare", "DISK OTHER", "Do two disks read the same?", compare_run },
   { "convert", "DISK TARGET", "Copy a disk into another form", convert_run },
   { "resize", "DISK SIZE", "Make a disk larger or smaller", resize_run },

@@ -33,6 +33,7 @@ struct subcommand {
 int create_run (const struct subcommand *self, int argc, char **argv);
 int info_run (const struct subcommand *self, int argc, char **argv);
 int check_run (const struct subcommand *self, int argc, char **argv);
+int map_run (const struct subcommand *self, int argc, char **argv);
 int compact_run (const struct subcommand *self, int argc, char **argv);
 int bitmap_list_run (const struct subcommand *self, int argc, char **argv);
 int bitmap_add_run (const struct subcommand *self, int argc, char **argv);
@@ -169,5 +170,17 @@ void output_json (JsonBuilder *builder);
  */
 void tree_print (const GPtrArray *snapshots);
 void tree_add (JsonBuilder *builder, const GPtrArray *snapshots);
+/* map.c */
+
+extern const char *const map_use_names[PLOOP_NR_USES];
+
+/* USAGE for people, in one line (g_free). */
+char *map_describe_usage (const struct ploop_map_usage *usage);
+
+/* map-svg.c */
+
+/* Print the files of the disk NAME as a picture.  Returns 0, or -1 with ERROR set. */
+int map_draw (const char *name, const struct ploop_map_options *options,
+              GError **error);
 
 #endif /* PLOOP_IMG_H */

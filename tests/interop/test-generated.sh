@@ -19,7 +19,7 @@ set -euo pipefail
 requires qemu-img qemu-io nbdcopy nbdinfo cmp perl
 
 commands=(
-  info check compare convert compact resize snapshot merge serve write qemu ploop
+  info check map compare convert compact resize snapshot merge serve write qemu ploop
   rescue descriptor_restore
 )
 forms=(
@@ -136,6 +136,20 @@ check_delta ()
 try_check ()
 {
   each_delta check_delta
+}
+
+# Read from the files where the map says, it is what must be read.
+map_content ()
+{
+  "$PLOOP_IMG" map --output=json ${3:+"$3"} "$disk" > "$tmp/map" 2> "$tmp/said" ||
+    { cat "$tmp/said"; fail "map $disk ${3:-}"; }
+  perl "$abs_srcdir/check-map.pl" "$tmp/map" "$2" > "$tmp/said" 2>&1 ||
+    { cat "$tmp/map" "$tmp/said"; fail "map $disk ${3:-}: is not true"; }
+}
+
+try_map ()
+{
+  each_content map_content
 }
 
 compare_content ()
