@@ -1402,6 +1402,73 @@ int ploop_convert (const char *path, const char *target,
                    ploop_progress_fn progress, void *opaque,
                    struct ploop_convert_result *result, GError **error);
 
+/* ---- Measuring a store ------------------------------------------------- */
+
+/* What is measured, in this order; reading only, unless options->write. */
+enum ploop_bench_kind {
+  PLOOP_BENCH_SEQUENTIAL_WRITE, /* of new clusters, to the last one on disk */
+  PLOOP_BENCH_RANDOM_WRITE,     /* over them, to the last one on disk */
+  PLOOP_BENCH_FLUSH,            /* a random write, and a flush, one by one */
+  PLOOP_BENCH_RANDOM_READ,      /* of what is data */
+  PLOOP_BENCH_SEQUENTIAL_READ,  /* the same, once from its beginning to its end */
+};
+#define PLOOP_NR_BENCHES 5
+
+#define PLOOP_BENCH_MAX_DEPTH 256u
+#define PLOOP_BENCH_MAX_BLOCK (UINT32_C (1) << 20)
+
+struct ploop_bench_options {
+  bool write;                   /* measure writing, too, in a new image */
+  bool page_cache;              /* go through the page cache; else past it, where
+                                   the file system allows that */
+  unsigned milliseconds;        /* for each measurement, at most PLOOP_MAX_DELAY;
+                                   0: 3000 */
+  uint64_t size;                /* bytes for each at most, and to write the size of
+                                   the disk; 0: no limit, and 256 MiB */
+  unsigned depth;               /* requests at a time, to PLOOP_BENCH_MAX_DEPTH;
+                                   0: 16 */
+  uint32_t block_size;          /* of a random request, to PLOOP_BENCH_MAX_BLOCK, a
+                                   multiple of 512 bytes; 0: 4096 */
+  ploop_log_fn log;             /* NULL: no messages */
+  void *log_opaque;
+};
+
+struct ploop_bench_measurement {
+  uint64_t nr_requests;         /* 0: it was not measured.  Of FLUSH the flushes */
+  uint64_t bytes;               /* read or written */
+  uint64_t ns;                  /* that it took */
+  struct ploop_histogram latency;       /* of these requests */
+};
+
+struct ploop_bench_result {
+  bool interrupted;             /* by the callback; what was measured is true */
+  struct ploop_bench_measurement measurements[PLOOP_NR_BENCHES];
+};
+
+/* Measure how quick the store is on which PATH lies: a disk by any name that
+ * ploop_open takes, of which all that is data is read; it is locked as for reading,
+ * and not changed.
+ *
+ * With write, PATH is a directory.  A new image is made there for the time, written to
+ * and read; no other is touched.  It has no name any more when the measuring begins,
+ * so however that ends, it is gone.  It may take half of the space that is free, at
+ * most.
+ *
+ * Sequential requests are 1 MiB.  Memory: depth of them.  Starts as many threads as
+ * depth says, 16 at most, and ends them.
+ *
+ * PROGRESS (may be NULL) is called about ten times a second with milliseconds in the
+ * place of bytes: how many have passed of those that it takes at most.  OPTIONS may be
+ * NULL.
+ *
+ * Returns 0, also when interrupted, or -1 with ERROR set: PLOOP_ERROR_ARGUMENT for an
+ * option out of range, a disk without data, or a PATH that is no directory to write;
+ * what ploop_open or ploop_create would refuse; or a request has failed.
+ */
+int ploop_bench (const char *path, const struct ploop_bench_options *options,
+                 ploop_progress_fn progress, void *opaque,
+                 struct ploop_bench_result *result, GError **error);
+
 /* ---- Rescuing ---------------------------------------------------------- */
 
 /* What a part of the copy is that is not what it should be. */

@@ -48,6 +48,7 @@ static const struct subcommand subcommands[] = {
     rescue_run },
   { "descriptor restore", "DIRECTORY", "Make a lost DiskDescriptor.xml anew",
     descriptor_restore_run },
+  { "bench", "DISK", "Measure how quick a store is", bench_run },
   { "help", "[SUBCOMMAND]", "Show how to use a subcommand", help_run },
 };
 

@@ -52,6 +52,7 @@ int merge_run (const struct subcommand *self, int argc, char **argv);
 int rescue_run (const struct subcommand *self, int argc, char **argv);
 int descriptor_restore_run (const struct subcommand *self, int argc,
                             char **argv);
+int bench_run (const struct subcommand *self, int argc, char **argv);
 
 /* command-line.c */
 
@@ -126,6 +127,7 @@ void report_log (void *opaque, enum ploop_log_level level,
 
 struct progress {
   bool shown;
+  bool is_time;                 /* what is told are milliseconds, so no rate is */
   int percent;                  /* as drawn; -1: not yet */
   size_t width;                 /* of what is told behind it */
   gint64 begun, drawn;          /* us */

@@ -57,7 +57,8 @@ describe_rate (const struct progress *progress, uint64_t nr_bytes_done,
   g_autofree char *shown = NULL;
   unsigned left;
 
-  if (now - progress->begun < RATE_US || nr_bytes_done == 0)
+  if (now - progress->begun < RATE_US || nr_bytes_done == 0
+      || progress->is_time)
     return g_strdup ("");
   shown = size_format ((uint64_t) rate);
   left = (unsigned) MIN ((double) (nr_bytes - nr_bytes_done) / rate, 359999.);
