@@ -70,7 +70,8 @@ looks_like_xml (const char *path)
   start[n] = '\0';
   if (g_str_has_prefix (p, byte_order_mark))
     p += strlen (byte_order_mark);
-  return p[strspn (p, " \t\r\n")] == '<';
+  p += strspn (p, " \t\r\n");
+  return p[0] == '<' && (g_ascii_isalpha (p[1]) || (p[1] && strchr ("?!_", p[1])));
 }
 
 char *
@@ -86,7 +87,9 @@ location_descriptor (const char *path)
   if (!S_ISREG (st.st_mode))
     return NULL;
   name = g_path_get_basename (path);
-  return g_str_equal (name, DESCRIPTOR_FILE_NAME) || looks_like_xml (path)
+  /* A disk may begin with anything. */
+  return g_str_equal (name, DESCRIPTOR_FILE_NAME)
+             || (st.st_size <= (off_t) DESCRIPTOR_MAX_SIZE && looks_like_xml (path))
            ? g_strdup (path) : NULL;
 }
 

@@ -626,10 +626,10 @@ copy_disk (struct rescue *rescue, const char *target, struct pieces *pieces,
   };
   int r;
 
-  rescue->sink =
-    sink_open (target, rescue->size, &sink_options, &rescue->log, error);
+  rescue->sink = sink_open (target, rescue->size, &sink_options, &rescue->log,
+                            &result->interrupted, error);
   if (!rescue->sink)
-    return -1;
+    return result->interrupted ? 0 : -1;
   list_damage (rescue);
   pieces->size = result->size = rescue->size;
   pieces->in_order = sink_is_stream (rescue->sink);

@@ -97,12 +97,30 @@ sub extent_at {
 
 # ---- The files
 
+# Where each part of a split disk ends: it is as large as its highest delta.
+my @tops;
+for my $d (@deltas) {
+    my $top = $tops[$d->{part}];
+    $tops[$d->{part}] = $d if !$top || $d->{level} > $top->{level};
+}
+my @part_ends;
+push @part_ends, (@part_ends ? $part_ends[-1] : 0) + $_->{size} for @tops;
+must ($part_ends[-1] == $map->{size}, "parts as large as the disk");
+
+# How much of a range of clusters its part of the disk has: the last one may be cut.
+sub inside {
+    my ($d, $r) = @_;
+    my $left = $part_ends[$d->{part}] - $r->{"disk-offset"};
+    $left = 0 if $left < 0;
+    return $left < $r->{length} ? $left : $r->{length};
+}
+
 # Each byte of a range of clusters, as far as the disk has it.
 sub check_clusters {
     my ($d, $r) = @_;
-    for (my $at = 0; $at < $r->{length};) {
+    my $inside = inside ($d, $r);
+    for (my $at = 0; $at < $inside;) {
         my $guest = $r->{"disk-offset"} + $at;
-        return if $guest >= $map->{size};
         my $e = extent_at ($guest);
         my $here = exists $e->{delta} && $e->{delta} == $d->{delta};
         if ($r->{use} eq "data") {
@@ -171,10 +189,7 @@ for my $d (@deltas) {
                   && $before->{"disk-offset"} + $before->{length} != $r->{"disk-offset"}),
               "ranges at $r->{offset} joined");
         check_clusters ($d, $r) if is_cluster ($r);
-        if ($r->{use} eq "data") {
-            my $inside = $map->{size} - $r->{"disk-offset"};
-            $mapped += $inside < $r->{length} ? $inside : $r->{length};
-        }
+        $mapped += inside ($d, $r) if $r->{use} eq "data";
         $before = $r;
     }
     must ($at == $d->{"file-size"}, "ranges as long as the file");

@@ -110,8 +110,9 @@ while read -ra name; do
   while read -r option; do
     nr_options=$((nr_options + 1))
     long=$(grep -oE -e '--[a-z-]+' <<< "$option")
-    offers "$(grep -oE -e '--[a-z-]+=?' <<< "$option")" "${name[@]}" x "${long%?}" ||
-      fail "$long"
+    # What begins so, too.
+    offers "$(grep -oE -e '--[a-z-]+=?' options | grep -e "^${long%?}")" "${name[@]}" \
+      x "${long%?}" || fail "$long"
     case $option in
       *=*'|'*)
         values=$(tr '|' '\n' <<< "${option#*=}")

@@ -275,14 +275,21 @@ mergeable ()
     }' "$dir/manifest.tsv" | sort
 }
 
-# Does the delta that is written to carry bitmaps?
-top_has_bitmaps ()
+# tops: the lines of the deltas that are written to, one a part of the disk, in order.
+tops ()
 {
   if [ -f "$disk" ]; then
-    manifest "$dir" delta | cut -f 7 | grep -q extension
+    manifest "$dir" delta
   else
-    manifest "$dir" delta | cut -f 2,7 | grep -F "$(top_guid)" | grep -q extension
+    manifest "$dir" delta | grep -F -e "$(top_guid)" | awk -F '\t' -v top="$(top_guid)" \
+      '$2 == top' | sort -t $'\t' -k 4n
   fi
+}
+
+# Do they carry bitmaps?
+top_has_bitmaps ()
+{
+  tops | cut -f 7 | grep -q extension
 }
 
 try_resize ()
@@ -290,7 +297,8 @@ try_resize ()
   local size
   copy_disk
   size=$(($(stat -c %s "$dir/expected/TOP.raw") + (RANDOM * 32768 + RANDOM + 1) * 512))
-  if top_has_bitmaps; then
+  # Only the last part gets another size.
+  if tops | tail -n 1 | cut -f 7 | grep -q extension; then
     refused resize "$copy" $size
     return
   fi
