@@ -151,6 +151,13 @@ alloc_nr_pending (const struct alloc *alloc)
   return freed_nr_pending (&alloc->freed);
 }
 
+/* See freed_expects_news; in the thread that calls alloc_scrub. */
+static inline bool
+alloc_expects_news (const struct alloc *alloc)
+{
+  return freed_expects_news (&alloc->freed);
+}
+
 /* Move what was freed a step on (freed_scrub); what has come to its end are
  * holes.
  */

@@ -139,17 +139,17 @@ start_timer (struct flusher *flusher, ev_timer *timer, double seconds)
 static int
 hurry (struct flusher *flusher)
 {
-  for (int i = 0; i < 2; i++) {
-    int r;
+  int r = 0;
 
+  for (int i = 0; i < 2; i++) {
     alloc_scrub (flusher->alloc);
+    /* A copy that cannot be made whole keeps nobody's space: go on. */
     r = commit_flush (flusher->commit);
-    /* A copy that cannot be made whole keeps nobody's space. */
     if (r < 0 && commit_has_failed (flusher->commit))
       return r;
   }
   alloc_scrub (flusher->alloc);
-  return 0;
+  return r;
 }
 
 /* Have clusters come back since the last time? */
@@ -182,10 +182,13 @@ find_space (struct flusher *flusher)
     if (has_waiters (flusher))
       start_timer (flusher, &flusher->retry_timer, RETRY_SECONDS);
   }
-  else if (r < 0)
-    resume (flusher, true, -ENOSPC);
   else if (alloc_nr_pending (flusher->alloc) == 0)
     resume (flusher, true, 0);
+  /* Where commits fail, nothing comes back but what a grace period still holds. */
+  else if (r < 0
+           && (commit_has_failed (flusher->commit)
+               || !alloc_expects_news (flusher->alloc)))
+    resume (flusher, true, -ENOSPC);
 }
 
 void

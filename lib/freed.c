@@ -198,6 +198,18 @@ close_batch (struct freed *freed)
   call_rcu (&batch->rcu, settle);
 }
 
+bool
+freed_expects_news (const struct freed *freed)
+{
+  /* What is settled behind our back is told after that. */
+  for (const struct freed_batch *batch = freed->closed; batch;
+       batch = batch->next)
+    if (atomic_load_explicit (&batch->step, memory_order_acquire)
+        == BATCH_IN_USE)
+      return true;
+  return false;
+}
+
 /* ---- Step 2: punch ----------------------------------------------------- */
 
 static gint

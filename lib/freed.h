@@ -20,6 +20,7 @@
 
 #include <pthread.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "changes.h"
@@ -71,6 +72,11 @@ freed_nr_pending (const struct freed *freed)
 {
   return atomic_load_explicit (&freed->nr_pending, memory_order_acquire);
 }
+
+/* Is there any for which news will come, because requests may still use it?  Not while
+ * freed_scrub runs.
+ */
+bool freed_expects_news (const struct freed *freed);
 
 /* LENGTH bytes of the file at OFFSET, neighbouring clusters, may be used again.
  */

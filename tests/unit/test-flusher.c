@@ -522,6 +522,33 @@ START_TEST (waiter_gives_up_when_commits_fail)
 }
 END_TEST
 
+static int
+refuse_writes (const struct fault_event *event)
+{
+  return event->call == FAULT_PWRITE ? ENOSPC : 0;
+}
+
+/* The file system is so full that not even the BAT can be written: a request that is to
+ * be told of lack of space must not wait for a commit that does not come.
+ */
+START_TEST (waiter_gives_up_when_removals_cannot_be_written)
+{
+  struct bed bed;
+  struct waiting waiting;
+
+  set_up (&bed, (struct settings) { .step = 4 });
+  fill_host (&bed, 6);
+  fault_hook = refuse_writes;
+  trim_cluster (&bed, 3);
+  wait_for_space (&bed, &waiting, true);
+  ck_assert (comes_true (waiting.nr == 1));
+  ck_assert_int_eq (waiting.result, -ENOSPC);
+  fault_hook = NULL;
+  stop (&bed);
+  tear_down (&bed);
+}
+END_TEST
+
 /* A request that found the cluster stands in its way. */
 START_TEST (waiter_outlasts_a_long_grace_period)
 {
@@ -1040,6 +1067,7 @@ add_tests (TCase *tcase)
                   room_is_waited_for_until_all_that_was_freed_has_come_back);
   tcase_add_test (tcase, waiter_looks_again_when_nothing_comes_back);
   tcase_add_test (tcase, waiter_gives_up_when_commits_fail);
+  tcase_add_test (tcase, waiter_gives_up_when_removals_cannot_be_written);
   tcase_add_test (tcase, waiter_outlasts_a_long_grace_period);
   tcase_add_test (tcase, space_is_looked_for_again_until_it_is_back);
   tcase_add_test (tcase, all_who_wait_give_up_at_the_end);
