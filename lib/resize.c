@@ -308,6 +308,16 @@ replace_header (struct resize *resize)
   return r < 0 ? mover_fail (mover, r, "the header cannot be written") : 0;
 }
 
+/* Where a file ends that was made smaller: without clusters, behind the shorter BAT. */
+static uint64_t
+new_end (const struct resize *resize)
+{
+  const uint64_t end = mover_end (&resize->mover);
+
+  return end == resize->mover.delta->layout.data_start
+           ? resize->layout.data_start : end;
+}
+
 /* What the BAT does not take any more. */
 static int
 give_back_bat (struct resize *resize)
@@ -334,7 +344,7 @@ run (struct resize *resize, GError **error)
     if (r == 0)
       r = give_back_bat (resize);
     /* Cells of the old layout that are below the new one's are the BAT now. */
-    mover_finish (mover, r == 0 && !is_larger (resize) ? mover_end (mover) : 0);
+    mover_finish (mover, r == 0 && !is_larger (resize) ? new_end (resize) : 0);
   }
   resize->result->interrupted = r == -ECANCELED;
   resize->result->bytes_copied = mover->bytes_copied;
