@@ -214,22 +214,24 @@ refuse_data (const struct resize *resize, uint64_t offset, GError **error)
   return -1;
 }
 
-/* LENGTH bytes of the file at OFFSET, which are at byte GUEST of the disk. */
+/* LENGTH bytes of the file at OFFSET, which are at byte GUEST of the disk; or behind its
+ * end: what is there, nobody has written.
+ */
 static int
 check_zeros (const struct resize *resize, uint64_t offset, uint64_t length,
              uint64_t guest, GError **error)
 {
   const struct delta *delta = resize->mover.delta;
+  const uint64_t end = offset + delta_length_inside (delta, length, guest);
   uint64_t position;
-  const int r =
-    delta_find_nonzero (delta, offset, offset + length, &position);
+  const int r = delta_find_nonzero (delta, offset, end, &position);
 
   if (r < 0) {
     error_set_system (error, r, "%s: cannot be read at byte %" G_GUINT64_FORMAT,
                       delta->path, position);
     return -1;
   }
-  return position < offset + length
+  return position < end
            ? refuse_data (resize, guest + (position - offset), error) : 0;
 }
 
