@@ -26,13 +26,18 @@ put32 (uint8_t *p, uint32_t v)
     p[i] = (uint8_t) (v >> 8 * i);
 }
 
+static uint64_t
+bat_end (const struct reader_shape *shape)
+{
+  return 64 + 4 * (uint64_t) shape->nr_entries;
+}
+
 uint64_t
 reader_data_start (const struct reader_shape *shape)
 {
-  const uint64_t bat_end = 64 + 4 * (uint64_t) shape->nr_entries;
-
-  return shape->data_sectors ? (uint64_t) shape->data_sectors * SECTOR
-                             : (bat_end + SECTOR - 1) / SECTOR * SECTOR;
+  return shape->data_sectors
+           ? (uint64_t) shape->data_sectors * SECTOR
+           : (bat_end (shape) + SECTOR - 1) / SECTOR * SECTOR;
 }
 
 uint8_t *
@@ -113,8 +118,38 @@ check_bat (const struct reader *reader)
   return NULL;
 }
 
-char *
-reader_open (struct reader *reader, const uint8_t *bytes, uint64_t size)
+/* The same for clusters off the grid. */
+static char *
+check_bat_off_grid (const struct reader *reader)
+{
+  const uint64_t nr_sectors = reader->size / SECTOR;
+  const uint32_t cluster = reader->shape.cluster_sectors;
+  g_autofree uint32_t *owners = g_new0 (uint32_t, nr_sectors + 1);
+
+  for (uint32_t i = 0; i < reader->shape.nr_entries; i++) {
+    const uint32_t entry = entry_at (reader, i);
+    const uint64_t first = host_offset (reader, entry) / SECTOR;
+
+    if (entry == 0)
+      continue;
+    if (first * SECTOR < reader->data_start || first + cluster > nr_sectors)
+      return g_strdup_printf ("rule 1: BAT entry %u is %u, the file has %"
+                              G_GUINT64_FORMAT " bytes, data from byte %"
+                              G_GUINT64_FORMAT, i, entry, reader->size,
+                              reader->data_start);
+    for (uint64_t s = first; s < first + cluster; s++) {
+      if (owners[s] != 0)
+        return g_strdup_printf ("rule 2: what BAT entries %u and %u name "
+                                "overlaps", owners[s] - 1, i);
+      owners[s] = i + 1;
+    }
+  }
+  return NULL;
+}
+
+/* Returns NULL, or what is wrong. */
+static char *
+read_header (struct reader *reader, const uint8_t *bytes, uint64_t size)
 {
   *reader = (struct reader) { .bytes = bytes, .size = size };
   if (size < 64)
@@ -130,11 +165,38 @@ reader_open (struct reader *reader, const uint8_t *bytes, uint64_t size)
   reader->data_start = reader_data_start (&reader->shape);
   if ((reader->shape.version == 2 && memcmp (bytes, "WithouFreSpacExt", 16))
       || get32 (bytes + 16) != 2 || reader->shape.cluster_sectors == 0
-      || reader->data_start > size || get32 (bytes + 56) != 0
+      || reader->data_start > size
+      || reader->data_start < bat_end (&reader->shape) || get32 (bytes + 56) != 0
       || get32 (bytes + 60) != 0
       || (reader->in_use != READER_CLOSED && reader->in_use != READER_IN_USE))
     return g_strdup ("the header is damaged");
-  return check_bat (reader);
+  return NULL;
+}
+
+char *
+reader_open (struct reader *reader, const uint8_t *bytes, uint64_t size)
+{
+  char *fault = read_header (reader, bytes, size);
+
+  return fault ? fault : check_bat (reader);
+}
+
+char *
+reader_open_off_grid (struct reader *reader, const uint8_t *bytes,
+                      uint64_t size)
+{
+  char *fault = read_header (reader, bytes, size);
+
+  return fault ? fault : check_bat_off_grid (reader);
+}
+
+bool
+reader_has_slack (const struct reader *reader)
+{
+  for (uint64_t at = bat_end (&reader->shape); at < reader->data_start; at++)
+    if (reader->bytes[at] != 0)
+      return true;
+  return false;
 }
 
 uint64_t
@@ -161,4 +223,13 @@ reader_sector (const struct reader *reader, uint64_t sector)
     return NULL;
   return reader->bytes + host_offset (reader, entry)
          + sector % in_cluster * SECTOR;
+}
+
+const uint8_t *
+reader_content (const struct reader *reader, uint64_t sector)
+{
+  static const uint8_t zeroes[SECTOR];
+  const uint8_t *bytes = reader_sector (reader, sector);
+
+  return bytes ? bytes : zeroes;
 }

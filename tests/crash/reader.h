@@ -46,10 +46,22 @@ void reader_put_entry (const struct reader_shape *shape, uint8_t *bytes,
 char *reader_open (struct reader *reader, const uint8_t *bytes,
                    uint64_t size);
 
+/* The same of an image whose clusters may lie anywhere in the data area, as long as no
+ * two overlap: in version 1, not only where whole clusters from its start lead to.
+ */
+char *reader_open_off_grid (struct reader *reader, const uint8_t *bytes,
+                            uint64_t size);
+
+/* Is there anything but zeros between the BAT and the data? */
+bool reader_has_slack (const struct reader *reader);
+
 /* The end of the last cluster that is in use: bytes of the file. */
 uint64_t reader_data_end (const struct reader *reader);
 
 /* Where a sector of the disk is in the file: NULL if nowhere, so zeros. */
 const uint8_t *reader_sector (const struct reader *reader, uint64_t sector);
+
+/* The same, and zeros if nowhere. */
+const uint8_t *reader_content (const struct reader *reader, uint64_t sector);
 
 #endif /* PLOOP_TESTS_READER_H */

@@ -109,6 +109,8 @@ happens (double chance)
 static void
 dawdle (unsigned per_thousand, unsigned max_us)
 {
+  if (faults.one_thread)
+    return;
   for (uint64_t n = draw () % 4; n > 0; n--)
     sched_yield ();
   if (draw () % 1000 < per_thousand)
@@ -209,6 +211,24 @@ recorder_describe_change (uint64_t nr)
         names[event_at (i)->kind], event_at (i)->offset, event_at (i)->length);
   pthread_mutex_unlock (&lock);
   return text;
+}
+
+static bool
+puts_there (const struct event *event, uint64_t offset, const void *bytes,
+            size_t length)
+{
+  return event->kind == WRITE && event->offset <= offset
+         && offset + length <= event->offset + event->length
+         && memcmp (event->data + (offset - event->offset), bytes, length) == 0;
+}
+
+uint64_t
+recorder_find_write (uint64_t offset, const void *bytes, size_t length)
+{
+  for (uint64_t i = 0; i < events->len; i++)
+    if (puts_there (event_at (i), offset, bytes, length))
+      return i;
+  return UINT64_MAX;
 }
 
 bool

@@ -41,6 +41,7 @@ struct recorder_faults {
                                    needs: bytes; 0: what it is */
   bool no_punch, no_zero_range, no_reserve;     /* EOPNOTSUPP */
   bool no_clone, no_copy_range;                 /* the same, and EXDEV */
+  bool one_thread;              /* nobody could overtake: calls do not dawdle */
 };
 
 /* Begin to record, with the file as it is now as what is on the disk. */
@@ -55,6 +56,12 @@ uint64_t recorder_now (void);
 
 /* How often the file was changed so far. */
 uint64_t recorder_nr_changes (void);
+
+/* The moment before the first write that put these bytes at OFFSET; UINT64_MAX: none
+ * did.
+ */
+uint64_t recorder_find_write (uint64_t offset, const void *bytes,
+                              size_t length);
 
 /* What was done to a file that is not the recorded one, first; NULL: nothing
  * was.

@@ -3,7 +3,8 @@
 #
 # Do the power-cut tests notice?  Each mutation is one fault put into a copy of
 # one file of lib/; test-power-cut, or for compact.c and mover.c test-compact-cut, for
-# bitmap-update.c test-bitmap-cut, or the test that is named, is linked with it and must fail.
+# bitmap-update.c test-bitmap-cut, for resize.c test-resize-cut, for merge.c test-merge-cut,
+# or the test that is named, is linked with it and must fail.
 #
 # A mutation whose text is not in the source any more is an error: mend the
 # expression.  make check tries those that are found quickly, with
@@ -28,8 +29,11 @@ echo "PLOOP_TEST_SEED=$turn PLOOP_TEST_SCALE=$PLOOP_TEST_SCALE"
 power_cut_objects='test-power-cut.o lower.o recorder.o reader.o rules.o
   workload.o'
 chain_cut_objects='test-chain-cut.o lower.o recorder.o reader.o rules.o'
-compact_cut_objects='test-compact-cut.o recorder.o reader.o rules.o'
 bitmap_cut_objects='test-bitmap-cut.o recorder.o reader.o rules.o'
+compact_cut_objects='test-compact-cut.o drawn.o recorder.o reader.o rounds.o
+  rules.o'
+resize_cut_objects='test-resize-cut.o drawn.o recorder.o reader.o rounds.o
+  rules.o'
 
 fail ()
 {
@@ -48,6 +52,7 @@ build ()
   compact.c | mover.c) objects=$compact_cut_objects ;;
   bitmap-update.c) objects=$bitmap_cut_objects ;;
   chain-cut) objects=$chain_cut_objects ;;
+  resize.c) objects=$resize_cut_objects ;;
   *) objects=$power_cut_objects ;;
   esac
   # The archive's own member is not pulled in: all it defines is there.
@@ -259,6 +264,21 @@ mutate quick bitmaps-closed-uncleared bitmap-update.c \
   '/^close_image/,/^}/ s/= delta_sync (.*);/= 0;/'
 mutate quick bitmaps-marked-stale bitmap-update.c \
   '/^switch_header/,/^}/ s/header.in_use = FORMAT_CLOSED_EXTENSION;/header.in_use = FORMAT_IN_USE;/'
+
+# ---- Resizing ---------------------------------------------------------------
+
+mutate quick header-before-moves resize.c \
+  '/^run (/,/^}/ { s/: prepare (resize);/: replace_header (resize);/; t; s/r = replace_header (resize);/r = prepare (resize);/; }'
+mutate quick header-before-sync resize.c \
+  '/^replace_header/,/^}/ s/int r = delta_sync (.*);/int r = 0;/'
+mutate quick longer-bat-not-zeroed resize.c \
+  '/^make_room/,/^}/ s/r = write_zeros (.*);/r = 0;/'
+mutate quick rest-comes-to-light resize.c \
+  '/^make_room/,/^}/ s/r = clear_rest (.*);/r = 0;/'
+mutate quick entries-behind-the-end-stay resize.c \
+  '/^drop_behind_end/,/^}/ s/mover_drop (mover, i);/(void) mover;/'
+mutate quick nothing-moved-away resize.c \
+  '/^is_in_the_way/,/^}/ s/return .*;/return host > 0 \&\& false;/'
 
 # ---- Others -----------------------------------------------------------------
 
