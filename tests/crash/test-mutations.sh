@@ -25,13 +25,16 @@ turn=${PLOOP_TEST_SEED:-$(date +%s)}
 echo "PLOOP_TEST_SEED=$turn PLOOP_TEST_SCALE=$PLOOP_TEST_SCALE"
 
 # What is linked beside the mutated file, and how: Makefile.am says.
-: "${MUTATION_CPPFLAGS?}" "${MUTATION_LDFLAGS?}" "${MUTATION_LIBS?}"
+: "${MUTATION_CPPFLAGS?}" "${MUTATION_LDFLAGS?}" "${MUTATION_LIBS?}" \
+  "${MUTATION_MERGE_WRAPS?}"
 power_cut_objects='test-power-cut.o lower.o recorder.o reader.o rules.o
   workload.o'
 chain_cut_objects='test-chain-cut.o lower.o recorder.o reader.o rules.o'
 bitmap_cut_objects='test-bitmap-cut.o recorder.o reader.o rules.o'
 compact_cut_objects='test-compact-cut.o drawn.o recorder.o reader.o rounds.o
   rules.o'
+merge_cut_objects='test-merge-cut.o deltas.o drawn.o recorder.o reader.o
+  rounds.o rules.o'
 resize_cut_objects='test-resize-cut.o drawn.o recorder.o reader.o rounds.o
   rules.o'
 
@@ -48,10 +51,13 @@ build ()
   if cmp -s "$lib/$2" "$scratch/$2"; then
     fail "$1: lib/$2 does not have the text that is to be changed"
   fi
+  wraps=
   case ${4:-$2} in
   compact.c | mover.c) objects=$compact_cut_objects ;;
   bitmap-update.c) objects=$bitmap_cut_objects ;;
   chain-cut) objects=$chain_cut_objects ;;
+  merge.c | merge-cut) objects=$merge_cut_objects
+                       wraps=$MUTATION_MERGE_WRAPS ;;
   resize.c) objects=$resize_cut_objects ;;
   *) objects=$power_cut_objects ;;
   esac
@@ -59,7 +65,7 @@ build ()
   # shellcheck disable=SC2086
   $CC -DG_LOG_DOMAIN='"ploop-core"' $MUTATION_CPPFLAGS -I"$lib" $CFLAGS -w \
     -c -o "$scratch/mutated.o" "$scratch/$2" \
-    && $CC $CFLAGS $MUTATION_LDFLAGS -o "$scratch/$1" $objects \
+    && $CC $CFLAGS $MUTATION_LDFLAGS $wraps -o "$scratch/$1" $objects \
          "$scratch/mutated.o" ../../lib/.libs/libploop-private.a \
          $MUTATION_LIBS \
     || fail "$1: cannot be built"
@@ -279,6 +285,21 @@ mutate quick entries-behind-the-end-stay resize.c \
   '/^drop_behind_end/,/^}/ s/mover_drop (mover, i);/(void) mover;/'
 mutate quick nothing-moved-away resize.c \
   '/^is_in_the_way/,/^}/ s/return .*;/return host > 0 \&\& false;/'
+
+# ---- Merging ----------------------------------------------------------------
+
+mutate quick merged-without-mark merge.c \
+  '/^mark_temporary/,/^}/ s/return !changed || .*;/return true;/'
+mutate quick descriptor-before-close merge.c \
+  '/^copy_part/,/^}/ s/if (close_target (merging, .*) == -1)/if (false)/'
+mutate quick raw-without-sync merge.c \
+  '/^finish_raw/,/^}/ s/r = delta_sync (.*);/;/'
+mutate quick unlink-before-store merge.c \
+  '/^replace_described/,/^}/ s/&& descriptor_store (\(.*\), error)/\&\& described_remove_files (described, paths, error) \&\& descriptor_store (\1, error)/'
+mutate quick unlink-before-store-is-durable descriptor-edit.c \
+  '/^descriptor_store/,/^}/ s/r = replace_sync (.*);/r = 0;/' merge-cut
+mutate quick merged-zeros-not-written merge.c \
+  '/^zero_target/,/^}/ s/if (length == 0)/if (true)/'
 
 # ---- Others -----------------------------------------------------------------
 
