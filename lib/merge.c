@@ -414,6 +414,19 @@ grow_target (struct part_merging *part, const struct log *log, GError **error)
          && open_target (merging, &part->location, true, log, error);
 }
 
+/* One that was not closed is closed in the end, though nothing may have to be written. */
+static bool
+recover_target (const struct merging *merging, GError **error)
+{
+  const int r =
+    merging->image ? image_recover (merging->image->parts[0].image) : 0;
+
+  if (r < 0)
+    error_set_system (error, r, "%s: was not closed, and cannot be changed",
+                      target_path (merging));
+  return r == 0;
+}
+
 /* Returns 0 when all of it is on disk, or it was cancelled. */
 static int
 copy_part (const struct merge *merge, struct part_merging *part,
@@ -421,6 +434,7 @@ copy_part (const struct merge *merge, struct part_merging *part,
 {
   struct merging *merging = &part->merging;
   int r = grow_target (part, merge->log, error)
+              && recover_target (merging, error)
             ? copy_all (merging, error) : -1;
 
   if (close_target (merging, r == 0 ? error : NULL) == -1)
