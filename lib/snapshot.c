@@ -16,6 +16,7 @@
 #include <config.h>
 
 #include <errno.h>
+#include <fcntl.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -201,14 +202,23 @@ plan_delta (struct change *change, guint part, const struct image *image,
   return ok;
 }
 
-/* Whoever may use the other deltas may use this one. */
+/* Whoever may use the other deltas may use this one; after a power cut, too. */
 static int
 make_alike (const char *path, const struct stat *like)
 {
-  if (lchown (path, like->st_uid, like->st_gid) == -1
-      && lchown (path, (uid_t) -1, like->st_gid) == -1 && errno != EPERM)
+  const int fd = open (path, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+  int r = 0;
+
+  if (fd == -1)
     return -errno;
-  return chmod (path, like->st_mode & 0777) == -1 ? -errno : 0;
+  /* The owner before the mode, of which it may take bits away. */
+  if (fchown (fd, like->st_uid, like->st_gid) == -1
+      && fchown (fd, (uid_t) -1, like->st_gid) == -1 && errno != EPERM)
+    r = -errno;
+  if (r == 0 && (fchmod (fd, like->st_mode & 0777) == -1 || fsync (fd) == -1))
+    r = -errno;
+  close (fd);
+  return r;
 }
 
 static bool
