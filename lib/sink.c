@@ -233,17 +233,24 @@ lock_part (struct sink *sink, GError **error)
   return false;
 }
 
-/* With the mode of the one that it replaces. */
+/* With the mode of the one that it replaces; both and the content before the name. */
+static int
+sync_content (const struct sink *sink)
+{
+  struct stat st;
+
+  if (sink->old_fd >= 0 && fstat (sink->old_fd, &st) == 0
+      && fchmod (sink->fd, st.st_mode & 07777) == -1)
+    return -errno;
+  return fsync (sink->fd) == -1 ? -errno : 0;
+}
+
 static int
 put_in_place (struct sink *sink)
 {
-  struct stat st;
   g_autofree char *directory = g_path_get_dirname (sink->name);
   int fd, r;
 
-  if (sink->old_fd >= 0 && fstat (sink->old_fd, &st) == 0
-      && chmod (sink->part, st.st_mode & 07777) == -1)
-    return -errno;
   if (renameat2 (AT_FDCWD, sink->part, AT_FDCWD, sink->name,
                  sink->old_fd >= 0 ? 0 : RENAME_NOREPLACE) == -1)
     return -errno;
@@ -290,7 +297,7 @@ static int
 finish_file (struct sink *sink, GError **error)
 {
   const bool is_image = sink->image != NULL;
-  int r = 0;
+  int r;
 
   if (!is_image && !end_growing (sink, error))
     return -1;
@@ -298,8 +305,7 @@ finish_file (struct sink *sink, GError **error)
     return -1;
   if (is_image && !lock_part (sink, error))
     return -1;
-  if (sink->fd >= 0 && fsync (sink->fd) == -1)
-    r = -errno;
+  r = sync_content (sink);
   if (r == 0)
     r = put_in_place (sink);
   if (r < 0) {
