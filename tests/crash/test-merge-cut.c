@@ -38,7 +38,7 @@
 #include "rules.h"
 
 #define SECTOR 512u
-#define NR_ROUNDS 25u
+#define NR_ROUNDS 40u
 
 enum way { MERGE_INTO, MERGE_ALL, DELETE_SNAPSHOT };
 
@@ -139,7 +139,7 @@ smaller (GRand *random, uint32_t nr_sectors)
 static void
 draw_deltas (GRand *random, unsigned nr, struct deltas *deltas)
 {
-  const bool raw_base = drawn_chance (random, 30);
+  const bool raw_base = drawn_chance (random, 45);
   const unsigned version = DRAW (random, 1, 2);
   uint32_t sizes[DELTAS_MAX] = { 0 };
 

@@ -4,7 +4,7 @@
 # Do the power-cut tests notice?  Each mutation is one fault put into a copy of
 # one file of lib/; test-power-cut, or for compact.c and mover.c test-compact-cut, for
 # bitmap-update.c test-bitmap-cut, for resize.c test-resize-cut, for merge.c test-merge-cut,
-# or the test that is named, is linked with it and must fail.
+# for snapshot.c test-kill-everywhere, or the test that is named, is linked with it and must fail.
 #
 # A mutation whose text is not in the source any more is an error: mend the
 # expression.  make check tries those that are found quickly, with
@@ -26,7 +26,7 @@ echo "PLOOP_TEST_SEED=$turn PLOOP_TEST_SCALE=$PLOOP_TEST_SCALE"
 
 # What is linked beside the mutated file, and how: Makefile.am says.
 : "${MUTATION_CPPFLAGS?}" "${MUTATION_LDFLAGS?}" "${MUTATION_LIBS?}" \
-  "${MUTATION_MERGE_WRAPS?}"
+  "${MUTATION_WRAPS?}" "${MUTATION_MERGE_WRAPS?}" "${MUTATION_KILLER_WRAPS?}"
 power_cut_objects='test-power-cut.o lower.o recorder.o reader.o rules.o
   workload.o'
 chain_cut_objects='test-chain-cut.o lower.o recorder.o reader.o rules.o'
@@ -35,6 +35,7 @@ compact_cut_objects='test-compact-cut.o drawn.o recorder.o reader.o rounds.o
   rules.o'
 merge_cut_objects='test-merge-cut.o deltas.o drawn.o recorder.o reader.o
   rounds.o rules.o'
+kill_objects='test-kill-everywhere.o deltas.o drawn.o killer.o reader.o rules.o'
 resize_cut_objects='test-resize-cut.o drawn.o recorder.o reader.o rounds.o
   rules.o'
 
@@ -51,7 +52,7 @@ build ()
   if cmp -s "$lib/$2" "$scratch/$2"; then
     fail "$1: lib/$2 does not have the text that is to be changed"
   fi
-  wraps=
+  wraps=$MUTATION_WRAPS
   case ${4:-$2} in
   compact.c | mover.c) objects=$compact_cut_objects ;;
   bitmap-update.c) objects=$bitmap_cut_objects ;;
@@ -59,6 +60,8 @@ build ()
   merge.c | merge-cut) objects=$merge_cut_objects
                        wraps=$MUTATION_MERGE_WRAPS ;;
   resize.c) objects=$resize_cut_objects ;;
+  snapshot.c | kill) objects=$kill_objects
+                     wraps=$MUTATION_KILLER_WRAPS ;;
   *) objects=$power_cut_objects ;;
   esac
   # The archive's own member is not pulled in: all it defines is there.
@@ -300,6 +303,25 @@ mutate quick unlink-before-store-is-durable descriptor-edit.c \
   '/^descriptor_store/,/^}/ s/r = replace_sync (.*);/r = 0;/' merge-cut
 mutate quick merged-zeros-not-written merge.c \
   '/^zero_target/,/^}/ s/if (length == 0)/if (true)/'
+
+# ---- Names ------------------------------------------------------------------
+
+mutate quick descriptor-before-new-delta snapshot.c \
+  's/if (create_deltas (change, error) && descriptor_store (descriptor, error))/if (descriptor_store (descriptor, error) \&\& create_deltas (change, error))/'
+mutate quick new-delta-without-mode snapshot.c \
+  '/^make_alike/,/^}/ s/|| fsync (fd) == -1//'
+mutate quick leaf-before-store snapshot.c \
+  '/^remove_leaf/,/^}/ s/return descriptor_store/return described_remove_files (described, paths, error) \&\& descriptor_store/'
+mutate quick old-top-before-store snapshot.c \
+  '/^switch_snapshot/,/^}/ s/!store (change, error)/!described_remove_files (\&change->described, paths, error) || !store (change, error)/'
+mutate quick replacement-without-sync replace.c \
+  '/^finish_file/,/^}/ s/|| fsync (fd) == -1//' kill
+mutate quick renamed-not-for-good replace.c \
+  '/^replace_sync/,/^}/ s/|| fsync (fd) == -1//' kill
+mutate quick copy-named-before-sync sink.c \
+  '/^sync_content/,/^}/ s/return fsync .*;/return 0;/' kill
+mutate quick repaired-without-backup-synced backup.c \
+  '/^backup_finish/,/^}/ s/fsync (backup->fd) == -1 ? -errno : //' kill
 
 # ---- Others -----------------------------------------------------------------
 
