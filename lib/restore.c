@@ -415,7 +415,9 @@ read_back (const struct restoration *r, const char *name, GError **error)
   return descriptor != NULL;
 }
 
-/* The old one, if any, gets one more name.  Returns 0 or a negative errno. */
+/* The old one, if any, gets one more name, which is on disk before that which it has is
+ * another's.  Returns 0 or a negative errno.
+ */
 static int
 keep_old (struct restoration *r)
 {
@@ -426,8 +428,10 @@ keep_old (struct restoration *r)
 
     if (linkat (r->directory_fd, DESCRIPTOR_FILE_NAME, r->directory_fd, name, 0)
         == 0) {
+      const int status = replace_sync (r->directory_fd);
+
       r->result->backup = g_steal_pointer (&name);
-      return 0;
+      return status == -EINVAL ? 0 : status;
     }
     if (errno != EEXIST)
       return -errno;
