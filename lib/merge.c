@@ -22,6 +22,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "bitmap-update.h"
 #include "chain.h"
 #include "lock.h"
 #include "merge.h"
@@ -95,16 +96,23 @@ have_one_cluster_size (const struct merging *merging, GError **error)
   return true;
 }
 
-/* A bitmap says what has changed since a backup.  The merged delta would not have it,
- * and nobody would notice.
+static bool
+carries_bitmaps (const struct delta *delta)
+{
+  return bitmap_get_state (&delta->header) == BITMAP_VALID;
+}
+
+/* A bitmap says what has changed since a backup.  That of the highest delta goes where
+ * its data goes; of one in between, the merged delta would not have it, and nobody would
+ * notice.
  */
 static bool
 have_no_bitmaps (const struct merging *merging, GError **error)
 {
-  for (unsigned i = 0; i < merging->upper.nr_levels; i++) {
+  for (unsigned i = 0; i + 1 < merging->upper.nr_levels; i++) {
     const struct delta *delta = merging->upper.levels[i];
 
-    if (format_has_valid_extension (&delta->header)) {
+    if (carries_bitmaps (delta)) {
       g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_ARGUMENT,
                    "%s: carries changed-block bitmaps, which merging would lose: "
                    "ploop-img bitmap remove takes them away", delta->path);
@@ -153,6 +161,19 @@ open_target (struct merging *merging, struct location *location, bool writer,
   return merging->image != NULL;
 }
 
+/* Where the upper delta has bitmaps, too, those of the lower one are what is left of a
+ * snapshot that was cut short, or of this merge.
+ */
+static bool
+may_lose_bitmaps (const struct merging *merging)
+{
+  const struct delta *lower =
+    merging->raw ? NULL : merging->image->parts[0].image->disk.delta;
+
+  return lower && carries_bitmaps (lower)
+         && carries_bitmaps (chain_top (&merging->upper));
+}
+
 static bool
 judge_target (const struct merging *merging, bool writer, GError **error)
 {
@@ -175,11 +196,17 @@ judge_target (const struct merging *merging, bool writer, GError **error)
                  "of %s, above it (%" G_GUINT64_FORMAT "): what lies behind would "
                  "come to light", target_path (merging), size,
                  chain_top (&merging->upper)->path, merging->size);
-  else if (writer && read_only)
+  else if (merging->raw && carries_bitmaps (chain_top (&merging->upper)))
+    g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_ARGUMENT,
+                 "%s: carries changed-block bitmaps, for which a raw disk, %s, has no "
+                 "place: ploop-img bitmap remove takes them away",
+                 chain_top (&merging->upper)->path, target_path (merging));
+  else if (writer && read_only && !may_lose_bitmaps (merging))
     g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_SYSTEM,
                  "%s: may not be written: see its permissions, whether its file "
                  "system is mounted read-only, and whether it carries "
-                 "changed-block bitmaps", target_path (merging));
+                 "changed-block bitmaps (ploop-img bitmap remove)",
+                 target_path (merging));
   else
     return true;
   return false;
@@ -397,21 +424,70 @@ open_part (const struct merge *merge, struct part_merging *part,
   return true;
 }
 
-/* The lowest delta may be of a smaller disk. */
+static struct delta *
+open_lowest (const struct part_merging *part, const struct log *log,
+             GError **error)
+{
+  const struct location *location = &part->location;
+
+  return location_open_delta (location, location->deltas->len - 1,
+                              DELTA_LOCK_WRITER, log, error);
+}
+
 static bool
-grow_target (struct part_merging *part, const struct log *log, GError **error)
+drop_bitmaps (const struct part_merging *part, const struct log *log,
+              GError **error)
+{
+  struct delta *delta = open_lowest (part, log, error);
+  const bool ok = delta && bitmap_remove_all (delta, log, error);
+
+  delta_close (delta);
+  return ok;
+}
+
+static bool
+grow_target (const struct part_merging *part, const struct log *log,
+             GError **error)
+{
+  struct delta *delta = open_lowest (part, log, error);
+
+  return delta && resize_grow (delta, part->merging.size, log, error) == 0;
+}
+
+/* The lowest delta may be of a smaller disk, or have bitmaps that are of no more use. */
+static bool
+prepare_target (struct part_merging *part, const struct log *log, GError **error)
 {
   struct merging *merging = &part->merging;
-  const struct location *location = &part->location;
-  struct delta *delta;
+  const bool grows = merging->image && ploop_size (merging->image) < merging->size;
+  const bool drops = may_lose_bitmaps (merging);
 
-  if (!merging->image || ploop_size (merging->image) >= merging->size)
+  if (!grows && !drops)
     return true;
   ploop_close (g_steal_pointer (&merging->image), NULL);
-  delta = location_open_delta (location, location->deltas->len - 1,
-                               DELTA_LOCK_WRITER, log, error);
-  return delta && resize_grow (delta, merging->size, log, error) == 0
+  return (!drops || drop_bitmaps (part, log, error))
+         && (!grows || grow_target (part, log, error))
          && open_target (merging, &part->location, true, log, error);
+}
+
+/* With all data there for good: so are the bitmaps of the highest delta then. */
+static bool
+copy_bitmaps (const struct part_merging *part, const struct log *log,
+              GError **error)
+{
+  struct delta *upper = chain_top (&part->merging.upper);
+  struct delta *lowest;
+  bool ok;
+
+  if (format_has_valid_extension (&upper->header) && !carries_bitmaps (upper))
+    log_warning (log, "%s: its changed-block bitmaps are stale, and go with it",
+                 upper->path);
+  if (!carries_bitmaps (upper))
+    return true;
+  lowest = open_lowest (part, log, error);
+  ok = lowest && bitmap_copy (upper, lowest, log, error);
+  delta_close (lowest);
+  return ok;
 }
 
 /* One that was not closed is closed in the end, though nothing may have to be written. */
@@ -433,7 +509,7 @@ copy_part (const struct merge *merge, struct part_merging *part,
            GError **error)
 {
   struct merging *merging = &part->merging;
-  int r = grow_target (part, merge->log, error)
+  int r = prepare_target (part, merge->log, error)
               && recover_target (merging, error)
             ? copy_all (merging, error) : -1;
 
@@ -442,9 +518,10 @@ copy_part (const struct merge *merge, struct part_merging *part,
   merging->raw = NULL;
   merging->image = NULL;
   merge->result->interrupted |= merging->pieces.cancelled;
-  if (r == 0 && !merging->pieces.cancelled)
-    merge->result->bytes_copied += merging->to_copy;
-  return r;
+  if (r == -1 || merging->pieces.cancelled)
+    return r;
+  merge->result->bytes_copied += merging->to_copy;
+  return copy_bitmaps (part, merge->log, error) ? 0 : -1;
 }
 
 static void

@@ -1128,7 +1128,8 @@ struct ploop_create_snapshot_options {
 
 /* Keep what the disk contains now as a snapshot: what is written from now on goes to a
  * new delta, in a new file beside the base, "NAME.{GUID}".  A top delta that was not
- * closed is closed first.  OPTIONS may be NULL.
+ * closed is closed first; valid changed-block bitmaps go to the new delta.  OPTIONS may
+ * be NULL.
  *
  * *GUID (may be NULL) becomes the snapshot's, in braces and lower case (g_free).
  */
@@ -1187,6 +1188,10 @@ struct ploop_merge_result {
  * snapshots that go are marked as temporary before the first byte is written: their
  * content is lost from then on, also when the merge is cut short; and then the same
  * merge, done again, completes it.
+ *
+ * Valid changed-block bitmaps of the highest delta go with its data.  Where bitmaps would
+ * be lost (of a delta in between, of the lowest one if the highest has none, or because
+ * that is raw), it is an error.
  *
  * With options->bases, the files of the upper deltas are left for the caller to
  * remove.  OPTIONS and PROGRESS may be NULL.  Several threads work, with 4 MiB of

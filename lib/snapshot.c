@@ -11,6 +11,9 @@
  * Names are given as ploop gives them: the delta that is written to is always
  * DESCRIPTOR_TOP_GUID, and what was that gets a name of its own.  Where an old
  * descriptor calls its top otherwise, that keeps its name.
+ *
+ * Changed-block bitmaps go from what was the top to what is it: copied before the
+ * descriptor is replaced, and removed after that.
  */
 
 #include <config.h>
@@ -21,6 +24,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "bitmap-update.h"
 #include "described.h"
 #include "image.h"
 #include "merge.h"
@@ -123,23 +127,20 @@ recover (struct image *image, GError **error)
   return false;
 }
 
-/* The highest delta of IMAGE must stay what it is, and be known to be that. */
+/* The highest delta of IMAGE must stay what it is, and be known to be that.  One with
+ * bitmaps is only read.
+ */
 static bool
 judge_top (const struct image *image, bool writer, GError **error)
 {
   const struct delta *delta = image->disk.delta;
 
-  if (!delta->is_raw && format_has_valid_extension (&delta->header))
-    g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_ARGUMENT,
-                 "%s: carries changed-block bitmaps, which would know nothing of "
-                 "what is written to a new delta: ploop-img bitmap remove takes "
-                 "them away", delta->path);
-  else if (writer && delta->read_only && !delta->is_raw)
-    g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_SYSTEM,
-                 "%s: may not be written: see its permissions, and whether its file "
-                 "system is mounted read-only", delta->path);
-  else
+  if (!writer || !delta->read_only || delta->is_raw
+      || format_has_valid_extension (&delta->header))
     return true;
+  g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_SYSTEM,
+               "%s: may not be written: see its permissions, and whether its file "
+               "system is mounted read-only", delta->path);
   return false;
 }
 
@@ -259,6 +260,90 @@ remove_deltas (const struct change *change)
   }
 }
 
+/* ---- Tracking ---------------------------------------------------------- */
+
+/* The delta GUID of storage number PART, by itself.  It may be raw. */
+static struct delta *
+open_delta (const struct change *change, guint part, const char *guid,
+            enum delta_lock lock, GError **error)
+{
+  g_autoptr (GPtrArray) images = g_ptr_array_new ();
+  struct location location;
+  struct delta *delta;
+
+  g_ptr_array_add (images,
+                   (gpointer) descriptor_find_image (change->described.descriptor,
+                                                     part, guid));
+  if (!described_locate (&change->described, part, images, 1, &location, error))
+    return NULL;
+  delta = location_open_delta (&location, 0, lock, change->log, error);
+  described_forget (&location);
+  return delta;
+}
+
+static struct delta *
+open_new (const struct change *change, guint part, GError **error)
+{
+  const struct delta_source source = {
+    .path = g_array_index (change->deltas, struct new_delta, part).path,
+    .path_fd = -1,
+    .descriptor_is_locked = true,
+    .log = change->log,
+  };
+
+  return delta_open_source (&source, DELTA_LOCK_WRITER, error);
+}
+
+static bool
+carries_bitmaps (const struct delta *delta)
+{
+  return !delta->is_raw && bitmap_get_state (&delta->header) == BITMAP_VALID;
+}
+
+static bool
+copy_bitmaps_of (const struct change *change, guint part, const char *guid,
+                 GError **error)
+{
+  struct delta *from = open_delta (change, part, guid, DELTA_LOCK_READER, error);
+  struct delta *to = NULL;
+  bool ok = from != NULL;
+
+  if (ok && carries_bitmaps (from)) {
+    to = open_new (change, part, error);
+    ok = to && bitmap_copy (from, to, change->log, error);
+  }
+  delta_close (from);
+  delta_close (to);
+  return ok;
+}
+
+/* What is written to the new deltas is tracked in them. */
+static bool
+copy_bitmaps (const struct change *change, const char *guid, GError **error)
+{
+  for (guint i = 0; i < nr_parts (change); i++)
+    if (!copy_bitmaps_of (change, i, guid, error))
+      return false;
+  return true;
+}
+
+/* The new deltas have them.  Those that stay are of no use, and do no harm. */
+static void
+remove_bitmaps (const struct change *change, const char *guid)
+{
+  for (guint i = 0; i < nr_parts (change); i++) {
+    g_autoptr (GError) error = NULL;
+    struct delta *delta = open_delta (change, i, guid, DELTA_LOCK_WRITER, &error);
+
+    if (delta && carries_bitmaps (delta))
+      bitmap_remove_all (delta, change->log, &error);
+    if (error)
+      log_warning (change->log, "changed-block bitmaps stay in the snapshot, too: %s",
+                   error->message);
+    delta_close (delta);
+  }
+}
+
 /* ---- The descriptor ---------------------------------------------------- */
 
 /* What is the top now has the name GUID from now on. */
@@ -287,16 +372,21 @@ describe_deltas (struct change *change, const char *parent, GError **error)
 }
 
 /* Make the new deltas, and let the descriptor, which names them already, be the one on
- * disk.
+ * disk.  If FROM is not NULL, tracking goes on from that GUID.
  */
 static bool
-store (struct change *change, GError **error)
+store (struct change *change, const char *from, GError **error)
 {
   struct descriptor *descriptor = change->described.descriptor;
   const struct stat before = descriptor->read;
 
-  if (create_deltas (change, error) && descriptor_store (descriptor, error))
+  if (create_deltas (change, error)
+      && (!from || copy_bitmaps (change, from, error))
+      && descriptor_store (descriptor, error)) {
+    if (from)
+      remove_bitmaps (change, from);
     return true;
+  }
   /* It was replaced, but perhaps not for good: both must find their files. */
   if (descriptor->read.st_ino == before.st_ino)
     remove_deltas (change);
@@ -384,7 +474,7 @@ create_snapshot (struct change *change,
   if (!chosen || !freeze (change, error)
       || !describe_snapshot (change, chosen, options->temporary, error))
     return -1;
-  if (!change->dry_run && !store (change, error))
+  if (!change->dry_run && !store (change, chosen, error))
     return -1;
   if (guid)
     *guid = g_steal_pointer (&chosen);
@@ -546,7 +636,7 @@ switch_snapshot (struct change *change, const char *wanted,
     return -1;
   if (change->dry_run)
     paths->len = 0;
-  else if (!store (change, error)
+  else if (!store (change, NULL, error)
            || !described_remove_files (&change->described, paths, error))
     return -1;
   *kept = g_steal_pointer (&name);

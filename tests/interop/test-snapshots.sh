@@ -412,6 +412,43 @@ printf 'Ynot' | dd of="$top" bs=1 seek=44 conv=notrunc status=none
 take 2> /dev/null
 expect_all "a top that was not closed"
 
+say "changed-block bitmaps go with what is written to"
+new_disk 2 64K 3000K
+change 5
+uuid=0f0e0d0c-1111-2222-3333-444455556666
+"$img" bitmap add -q --uuid=$uuid --set "$disk/root.hds"
+"$img" bitmap add -q "$disk/root.hds"
+"$img" bitmap list "$disk/root.hds" | grep -v "^file:" > "$tmp/bitmaps"
+"$img" bitmap dump --uuid=$uuid "$disk/root.hds" > "$tmp/dump"
+# tracked FILE: all bitmaps are there.
+tracked ()
+{
+  "$img" bitmap list "$1" | grep -v '^file:' | diff "$tmp/bitmaps" - ||
+    fail "${1##*/} does not have the bitmaps"
+  "$img" bitmap dump --uuid=$uuid "$1" | diff "$tmp/dump" - || fail "another bitmap"
+}
+take
+"$img" compare -q "$disk" "$want/top" || fail "a snapshot with bitmaps"
+tracked "$disk"/root.hds.*
+[ "$(in_use "$disk/root.hds")" = 00000000 ] || fail "the snapshot has bitmaps, too"
+"$img" merge -q "$disk"
+rm "$want/$guid"
+tracked "$disk/root.hds"
+"$img" compare -q "$disk" "$want/top" || fail "merged with bitmaps"
+# As if a snapshot had been cut short behind the descriptor: the lower one has them, too.
+take
+cp "$disk"/root.hds.* "$tmp/top"
+"$img" merge -q --dry-run "$disk"
+"$img" bitmap add -q --uuid=$uuid "$disk/root.hds"
+"$img" merge -q "$disk" 2> /dev/null || fail "bitmaps in both"
+rm "$want/$guid"
+tracked "$disk/root.hds"
+# But those that only the lower one has are not lost.
+take
+"$img" bitmap remove -q --all "$disk"/root.hds.*
+"$img" bitmap add -q --uuid=$uuid "$disk/root.hds"
+refused 'bitmap' merge "$disk"
+
 say "killed"
 # Whenever it ends, the disk reads the same, and the same again completes it.
 for delay in 0.002 0.005 0.01 0.02 0.04; do
