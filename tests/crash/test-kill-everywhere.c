@@ -225,6 +225,28 @@ repair_all (GError **error)
   return repair_what (true, error);
 }
 
+static int
+add_bitmap (GError **error)
+{
+  struct ploop_bitmap_result result;
+
+  return ploop_add_bitmap (xml, "{01234567-89ab-cdef-0123-456789abcdef}",
+                           CLUSTER * SECTOR, true, NULL, &result, error);
+}
+
+static int
+restore_descriptor (GError **error)
+{
+  const char *const files[] = { deltas.files[0].name, deltas.files[1].name,
+                                deltas.files[2].name, NULL };
+  const struct ploop_restore_options options = { .files = files };
+  struct ploop_restore_result result;
+  const int r = ploop_restore_descriptor (directory, &options, &result, error);
+
+  ploop_restore_result_clear (&result);
+  return r;
+}
+
 /* ---- The disk ---------------------------------------------------------- */
 
 static void
@@ -518,7 +540,8 @@ go_on (uint64_t n, bool half)
     return EXIT_FAILURE;
   if (command->run (&error) == -1
       && !(command->once && was_done ()
-           && g_error_matches (error, PLOOP_ERROR, PLOOP_ERROR_ARGUMENT))) {
+           && (g_error_matches (error, PLOOP_ERROR, PLOOP_ERROR_ARGUMENT)
+               || g_error_matches (error, PLOOP_ERROR, PLOOP_ERROR_EXISTS)))) {
     complain ("again: %s", error->message);
     return EXIT_FAILURE;
   }
@@ -588,6 +611,8 @@ static const struct command commands[] = {
   { .name = "convert", .run = convert, .outcome = COPIED },
   { .name = "convert to raw", .run = convert_to_raw, .outcome = COPIED_RAW },
   { .name = "create --force", .run = create, .outcome = EMPTIED },
+  { .name = "bitmap add", .run = add_bitmap, .once = true },
+  { .name = "descriptor restore", .run = restore_descriptor },
   { .name = "repair, leaks", .run = repair_leaks, .prepare = mark_in_use },
   { .name = "repair, all", .run = repair_all, .prepare = damage_bat,
     .is_damaged = true },
