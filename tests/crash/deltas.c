@@ -95,8 +95,10 @@ static void
 name_deltas (struct deltas *deltas)
 {
   for (unsigned i = 0; i < deltas->nr; i++) {
-    snprintf (deltas->files[i].name, sizeof deltas->files[i].name, "delta%u", i);
-    snprintf (deltas->files[i].guid, sizeof deltas->files[i].guid,
+    struct delta_file *file = &deltas->files[i];
+
+    snprintf (file->name, sizeof file->name, "delta%u", i);
+    snprintf (file->guid, sizeof file->guid,
               "{%08x-1111-4222-8333-444455556666}", i + 1);
   }
   strcpy (deltas->files[deltas->nr - 1].guid, TOP_GUID);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 
-/* Described disks, made at random: deltas that rest on each other, images or a raw base,
- * and the DiskDescriptor.xml that names them.
+/* Described disks, made at random: deltas that rest on each other, images or a raw
+ * base, and the DiskDescriptor.xml that names them.
  *
  * A sector is the highest delta's that has its cluster, as the format says; not a line
  * of it is the library's.

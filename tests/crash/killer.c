@@ -143,8 +143,9 @@ note_change (const struct stat *st, const char *what, const char *name)
     return;
   if (!g_hash_table_contains (ours, inode))
     judge_change (name);
-  g_hash_table_replace (unsynced, g_steal_pointer (&inode),
-                        g_strdup_printf ("%s of %s is not on disk", what, name));
+  g_hash_table_replace (
+    unsynced, g_steal_pointer (&inode),
+    g_strdup_printf ("%s of %s is not on disk", what, name));
 }
 
 static void
@@ -213,8 +214,8 @@ judge_replacement (int directory_fd, const char *from, const char *to)
 
 /* ---- Calls ------------------------------------------------------------- */
 
-/* A call WHAT of NAME comes next, with the lock held.  Returns whether it is the last one,
- * of which half is still to be made.
+/* A call WHAT of NAME comes next, with the lock held.  Returns whether it is the last
+ * one, of which half is still to be made.
  */
 static bool
 count_call (const char *what, const char *name, size_t length)
@@ -433,8 +434,8 @@ has_mode (int flags)
   return (flags & O_CREAT) || is_temporary (flags);
 }
 
-/* Before PATH is opened so that it is made: is it not there?  A lock file stays as it is,
- * and means nothing.
+/* Before PATH is opened so that it is made: is it not there?  A lock file stays as it
+ * is, and means nothing.
  */
 static bool
 begin_making (int directory_fd, const char *path, int flags)
@@ -445,7 +446,8 @@ begin_making (int directory_fd, const char *path, int flags)
       || !begin_named_call ())
     return false;
   count_call ("open", path, 0);
-  if (is_temporary (flags) || fstatat (directory_fd, path, &st, AT_SYMLINK_NOFOLLOW) == -1)
+  if (is_temporary (flags)
+      || fstatat (directory_fd, path, &st, AT_SYMLINK_NOFOLLOW) == -1)
     return true;
   end_call ();
   return false;

@@ -33,8 +33,8 @@ struct killer_report {
   char broken[240];             /* the first rule that was; empty: none */
 };
 
-/* From now on, end instead of making call number N (0: never); HALF: make the first half
- * of it, which is a write.
+/* From now on, end instead of making call number N (0: never); HALF: make the first
+ * half of it, which is a write.
  */
 void killer_start (struct killer_report *report, uint64_t n, bool half);
 

@@ -20,7 +20,7 @@
 /* A file for this test alone, in memory where that is offered. */
 const char *rounds_path (const char *name);
 
-/* One round.  With BROKEN_SYNC, syncs do nothing, and it is quiet about what it finds. */
+/* One round.  With BROKEN_SYNC, syncs do nothing; it is quiet about what it finds. */
 typedef void (*rounds_fn) (uint32_t seed, bool broken_sync);
 
 /* Run NR rounds, and then some with syncs that do nothing: that must be noticed.  To be

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 
-/* Every command that changes a disk is killed at each of its system calls that changes
- * something, and in the middle of each write: then the disk opens, reads as before or as
- * after, and has all its files; and the same command, run again, completes it.  What a
- * power cut would lose is judged by the order of the calls (killer.h); test-*-cut lose it.
+/* Every command that changes a disk is killed at each of its system calls that change
+ * something, and in the middle of each write: then the disk opens, reads as before or
+ * as after, and has all its files; and the same command, run again, completes it.  What
+ * a power cut would lose is judged by the order of the calls (killer.h); test-*-cut
+ * lose it.
  *
  * A command is a row of the table at the end.  All work on the same disk, drawn at
  * random: a base, a snapshot of it, a leaf beside that where it is not in the way, the
@@ -276,7 +277,8 @@ draw_disk (uint32_t seed)
     add_delta (BASE, OLD_SECTORS, random);
   add_delta (SNAPSHOT, NR_SECTORS, random);
   g_free (top_path);
-  top_path = g_build_filename (directory, deltas.files[deltas.nr - 1].name, NULL);
+  top_path =
+    g_build_filename (directory, deltas.files[deltas.nr - 1].name, NULL);
   if (command->prepare)
     command->prepare ((uint8_t *) deltas.files[deltas.nr - 1].bytes,
                       deltas.files[deltas.nr - 1].size);
@@ -526,8 +528,8 @@ was_done (void)
   return ok;
 }
 
-/* What is left is sound, and the command is run again.  One that fails since there is no
- * more to do, must be done.
+/* What is left is sound, and the command is run again.  One that fails since there is
+ * no more to do, must be done.
  */
 static int
 go_on (uint64_t n, bool half)

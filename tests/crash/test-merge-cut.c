@@ -1,19 +1,19 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 
-/* Power cuts at every instant while deltas of a disk are merged into the lowest of them,
- * with any part of what was not synced to that one's file lost:
+/* Power cuts at every instant while deltas of a disk are merged into the lowest of
+ * them, with any part of what was not synced to that one's file lost:
  *
  *   until the descriptor is replaced   the upper deltas over the lower one, as it is at
  *                                      the cut, read as the disk
  *   from then on                       the lower one reads so without them
  *
- * So all is on disk before the descriptor is replaced.  Before the first byte is written
- * the descriptor on disk says that what goes is temporary; the upper deltas' files are
- * removed only when it names them no more, for good.  The same merge, done again from
- * what a cut has left, completes it.
+ * So all is on disk before the descriptor is replaced.  Before the first byte is
+ * written the descriptor on disk says that what goes is temporary; the upper deltas'
+ * files are removed only when it names them no more, for good.  The same merge, done
+ * again from what a cut has left, completes it.
  *
- * The lower delta may be raw, of a smaller disk, or rest on another one, which its zeros
- * must hide; there may be one to three upper ones, and one above them that stays.
+ * The lower delta may be raw, of a smaller disk, or rest on another one, which its
+ * zeros must hide; there may be one to three upper ones, and one above that stays.
  *
  * At the end the same is done with syncs that do nothing: that must be noticed.
  */

@@ -6,9 +6,9 @@
  * wrong under the header that is there, and what has changed is marked as in use until
  * all is done.  The same resize, done again, completes it.
  *
- * What can go wrong is in the images: clusters where the longer BAT will be, off the grid
- * too; a data area that begins right behind the BAT; garbage in the last cluster behind
- * the end of the disk, which comes to light when that moves.
+ * What can go wrong is in the images: clusters where the longer BAT will be, off the
+ * grid too; a data area that begins right behind the BAT; garbage in the last cluster
+ * behind the end of the disk, which comes to light when that moves.
  *
  * At the end the same is done with syncs that do nothing: that must be noticed.
  */
@@ -83,7 +83,8 @@ draw_sizes (GRand *random, struct round *round)
   const uint32_t cluster = round->old.cluster_sectors;
   const uint32_t most =
     cluster < 8 ? 3000 : cluster < 60 ? 6000 : MAX_SECTORS;
-  const uint32_t one = draw_size (random, most), other = draw_size (random, most);
+  const uint32_t one = draw_size (random, most);
+  const uint32_t other = draw_size (random, most);
   const bool grow = drawn_chance (random, 65);
 
   round->old.nr_sectors = grow ? MIN (one, other) : MAX (one, other);
