@@ -35,10 +35,10 @@
 
 #define SECTOR 512u
 #define CLUSTER 64u             /* sectors */
-#define OLD_SECTORS 450u        /* of base, snapshot and leaf */
-#define NR_SECTORS 700u
+#define OLD_SECTORS 320u        /* of base, snapshot and leaf */
+#define NR_SECTORS 500u
 #define MORE_SECTORS 620000u    /* so that the BAT takes another cluster */
-#define FEWER_SECTORS 500u
+#define FEWER_SECTORS 350u
 
 /* The deltas; the last one is the top. */
 enum { BASE, SNAPSHOT, LEAF };
