@@ -10,11 +10,14 @@
 #include <config.h>
 
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "format.h"
+#include "location.h"
 #include "pieces.h"
 #include "sink.h"
 #include "store.h"
@@ -216,6 +219,19 @@ copy_content (struct conversion *conversion,
 }
 
 /* Returns 0, also when interrupted. */
+/* Is it the image that is read, alone, which is to be replaced by its copy? */
+static bool
+is_in_place (const struct conversion *conversion, const char *target)
+{
+  struct stat source, old;
+
+  return conversion->store && !conversion->options->raw
+         && location_is_image (AT_FDCWD, conversion->path, 0)
+         && stat (conversion->path, &source) == 0 && lstat (target, &old) == 0
+         && S_ISREG (old.st_mode) && source.st_dev == old.st_dev
+         && source.st_ino == old.st_ino;
+}
+
 static int
 open_sink (struct conversion *conversion, const char *target,
            struct ploop_convert_result *result, GError **error)
@@ -230,6 +246,7 @@ open_sink (struct conversion *conversion, const char *target,
     .progress = conversion->progress,
     .progress_opaque = conversion->progress_opaque,
     .overwrite = options->overwrite,
+    .in_place = is_in_place (conversion, target),
     .is_zero = options->target_is_zero,
     .nr_threads = PIECES_NR_THREADS,
   };
@@ -240,11 +257,30 @@ open_sink (struct conversion *conversion, const char *target,
   return conversion->sink || result->interrupted ? 0 : -1;
 }
 
+/* The copy has no bitmaps, and there would be nothing else that has. */
+static bool
+would_lose_bitmaps (const struct conversion *conversion, const char *target,
+                    GError **error)
+{
+  struct ploop_info info;
+
+  if (!is_in_place (conversion, target)
+      || ploop_get_info (target, &info, NULL) == -1
+      || info.extension_offset == 0 || info.cleanliness == PLOOP_DIRTY)
+    return false;
+  g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_ARGUMENT,
+               "%s: carries changed-block bitmaps, which its copy would not have: "
+               "choose another name, or remove them (ploop-img bitmap remove)",
+               target);
+  return true;
+}
+
 static int
 convert_to (struct conversion *conversion, const char *target,
             struct ploop_convert_result *result, GError **error)
 {
-  int r = open_sink (conversion, target, result, error);
+  int r = would_lose_bitmaps (conversion, target, error)
+            ? -1 : open_sink (conversion, target, result, error);
 
   if (!conversion->sink)
     return r;

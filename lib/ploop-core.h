@@ -1387,7 +1387,8 @@ struct ploop_convert_result {
  * A file is written under another name, TARGET.part, and renamed when all of it is on
  * disk: at every instant there is what was there before, or the copy.  Without
  * overwrite a file that exists is left alone (PLOOP_ERROR_EXISTS); with it, it must
- * not be in use.  An export is zeroed first, unless it is zeros; it is flushed in the
+ * not be in use, but may be PATH itself, an image without lower deltas and bitmaps: so it
+ * is converted in place.  An export is zeroed first, unless it is zeros; it is flushed in the
  * end.
  *
  * What comes through a pipe is read to its end, which tells the size; an export has to

@@ -18,7 +18,9 @@
 #include "descriptor-new.h"
 #include "format.h"
 #include "growing.h"
+#include "location.h"
 #include "lock.h"
+#include "parts.h"
 #include "replace.h"
 #include "sink.h"
 
@@ -45,8 +47,9 @@ struct sink {
 
   char *part;                   /* a file's name until it is whole */
   bool is_ours;                 /* nobody else writes to that */
-  bool overwrite;
+  bool overwrite, in_place;
   int old_fd;                   /* what is replaced, locked; -1: nothing */
+  int descriptor_fd;            /* with the lock of its descriptor; -1: it has none */
   bool descriptor;              /* is to be written */
   enum ploop_create_space space;
 };
@@ -62,6 +65,8 @@ free_sink (struct sink *sink)
     close (sink->fd);
   if (sink->old_fd >= 0)
     close (sink->old_fd);
+  if (sink->descriptor_fd >= 0)
+    close (sink->descriptor_fd);
   pthread_mutex_destroy (&sink->lock);
   g_free (sink->part);
   g_free (sink->name);
@@ -70,11 +75,38 @@ free_sink (struct sink *sink)
 
 /* ---- Files ------------------------------------------------------------- */
 
+/* Of a disk that others know by its descriptor: these respect the lock of that. */
+static bool
+lock_owner (struct sink *sink, const struct log *log, GError **error)
+{
+  g_autofree char *owner = location_find_owner (sink->name, log);
+
+  if (!owner)
+    return true;
+  if (!sink->in_place)
+    return lock_descriptor (sink->name, DESCRIPTOR_LOCK_WRITER,
+                            &sink->descriptor_fd, error);
+  g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_ARGUMENT,
+               "%s: is one delta of %s, which it has to fit: choose another name",
+               sink->name, owner);
+  return false;
+}
+
+static bool
+lock_old (struct sink *sink, const struct log *log, GError **error)
+{
+  if (!sink->in_place && !lock_image (sink->old_fd, sink->name, true, error)) {
+    g_prefix_error (error, "%s: ", sink->name);
+    return false;
+  }
+  return lock_owner (sink, log, error);
+}
+
 /* What is there already, if anything: may it be replaced?  It is kept locked until
  * it has been.
  */
 static bool
-look_at_old (struct sink *sink, GError **error)
+look_at_old (struct sink *sink, const struct log *log, GError **error)
 {
   struct stat st;
 
@@ -97,10 +129,7 @@ look_at_old (struct sink *sink, GError **error)
     error_set_system (error, errno, "%s: cannot be replaced", sink->name);
     return false;
   }
-  if (lock_image (sink->old_fd, sink->name, true, error))
-    return true;
-  g_prefix_error (error, "%s: ", sink->name);
-  return false;
+  return lock_old (sink, log, error);
 }
 
 /* Emptied only when it is locked: another copy may be on its way to it. */
@@ -164,29 +193,88 @@ open_growing (struct sink *sink, const struct sink_options *options,
   return true;
 }
 
+/* What an earlier attempt has left, if no other copy is at it. */
+static bool
+remove_part (const struct sink *sink, GError **error)
+{
+  const int fd = open (sink->part, O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+  bool ok;
+
+  if (fd == -1 && errno == ENOENT)
+    return true;
+  if (fd == -1) {
+    error_set_system (error, errno, "%s: cannot be opened", sink->part);
+    return false;
+  }
+  ok = lock_image (fd, sink->part, true, error);
+  if (!ok)
+    g_prefix_error (error, "%s: ", sink->part);
+  else if (unlink (sink->part) == -1 && errno != ENOENT) {
+    error_set_system (error, errno, "%s: cannot be removed", sink->part);
+    ok = false;
+  }
+  close (fd);
+  return ok;
+}
+
+/* It is nobody's delta yet, so a descriptor beside it, whose disk may be what is copied,
+ * is not locked.
+ */
+static ploop_image *
+open_part (const struct sink *sink, const struct log *log, GError **error)
+{
+  const struct ploop_open_options options = {
+    .log = log->write,
+    .log_opaque = log->opaque,
+  };
+  struct location location = {
+    .deltas = chain_sources_new (),
+    .descriptor_is_locked = true,
+    .nr_parts = 1,
+  };
+  ploop_image *image;
+
+  chain_sources_add (location.deltas, sink->part, -1, false);
+  image = parts_open (&location, &options, error);
+  location_clear (&location);
+  return image;
+}
+
+/* Another copy may have put its own in this place before it was locked. */
+static bool
+is_as_created (const struct sink *sink, const struct ploop_create_options *create,
+               GError **error)
+{
+  if (ploop_size (sink->image) == create->size
+      && ploop_cluster_size (sink->image) == create->cluster_size)
+    return true;
+  g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_IN_USE,
+               "%s: another copy to it has begun meanwhile", sink->part);
+  return false;
+}
+
 static bool
 open_image (struct sink *sink, const struct sink_options *options,
             const struct log *log, bool *interrupted, GError **error)
 {
   struct ploop_create_options create = {
-    .overwrite = true,
     .space = options->space,
     .progress = options->progress,
     .progress_opaque = options->progress_opaque,
   };
-  const struct ploop_open_options open_options = {
-    .log = log->write,
-    .log_opaque = log->opaque,
-  };
   int r;
 
   blank_like (sink->size, options->cluster_size, options->version, &create);
+  if (create.cluster_size == 0)
+    create.cluster_size = FORMAT_DEFAULT_CLUSTER;
+  if (!remove_part (sink, error))
+    return false;
   r = blank_create (sink->part, &create, error);
   *interrupted = r > 0;
   if (r != 0)
     return false;
-  sink->image = ploop_open (sink->part, &open_options, error);
-  sink->is_ours = sink->image != NULL;
+  sink->image = open_part (sink, log, error);
+  sink->is_ours = sink->image && is_as_created (sink, &create, error);
   if (!sink->is_ours)
     return false;
   /* It is locked, so this is the same file. */
@@ -200,7 +288,7 @@ static bool
 open_file (struct sink *sink, const struct sink_options *options,
            const struct log *log, bool *interrupted, GError **error)
 {
-  if (!look_at_old (sink, error)
+  if (!look_at_old (sink, log, error)
       || (sink->descriptor && !descriptor_new_is_possible (sink->name, error)))
     return false;
   sink->part = g_strconcat (sink->name, ".part", NULL);
@@ -528,8 +616,9 @@ sink_open (const char *name, uint64_t size,
   sink->name = g_strdup (name);
   sink->size = size;
   sink->is_stream = strcmp (name, "-") == 0;
-  sink->fd = sink->old_fd = -1;
+  sink->fd = sink->old_fd = sink->descriptor_fd = -1;
   sink->overwrite = options->overwrite;
+  sink->in_place = options->in_place;
   sink->descriptor = options->descriptor;
   sink->space = options->space;
   sink->nr_threads = options->nr_threads;

@@ -33,6 +33,7 @@ struct sink_options {
   ploop_progress_fn progress;   /* while that makes clusters; or NULL */
   void *progress_opaque;
   bool overwrite;               /* a file that is there, if nobody uses it */
+  bool in_place;                /* but the caller, who reads it, and has locked it */
   bool is_zero;                 /* an export reads as zeros already */
   unsigned nr_threads;          /* that will write */
 };

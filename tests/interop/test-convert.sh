@@ -167,8 +167,8 @@ start_nbdkit file="$tmp/copy"
 convert 1 --force "$raw" "$tmp/copy"
 says 'in use'
 stop_nbdkit
-# Onto itself.
-convert 1 --force "$tmp/copy" "$tmp/copy"
+# A raw disk in the place of its own image.
+convert 1 --force -O raw "$tmp/copy" "$tmp/copy"
 says 'in use'
 start_remote memory 9M
 convert 1 "$raw" "$remote_uri"
@@ -291,4 +291,37 @@ if command -v strace > /dev/null && nbdkit_is_plain; then
       { cat "$tmp/trace"; fail "$form: the order of syncs"; }
   done
 fi
+say "in place"
+"$PLOOP_IMG" convert -q --force --version=1 --cluster-size=256K "$tmp/raw" "$tmp/place.hds"
+"$PLOOP_IMG" convert -q --force --version=2 --cluster-size=64K "$tmp/place.hds" \
+  "$tmp/place.hds"
+"$PLOOP_IMG" info "$tmp/place.hds" > "$tmp/log"
+grep -q 'version 2$' "$tmp/log" && grep -q 'cluster size: 64 KiB' "$tmp/log" ||
+  { cat "$tmp/log"; fail "in place: another form"; }
+"$PLOOP_IMG" compare -q "$tmp/place.hds" "$tmp/raw" || fail "in place: content"
+[ ! -e "$tmp/place.hds.part" ] || fail "in place: something is left"
+"$PLOOP_IMG" bitmap add -q "$tmp/place.hds"
+before=$(file_state "$tmp/place.hds")
+"$PLOOP_IMG" convert -q --force "$tmp/place.hds" "$tmp/place.hds" 2> "$tmp/log" &&
+  fail "in place: bitmaps are lost"
+grep -q 'changed-block bitmaps' "$tmp/log" || { cat "$tmp/log"; fail "in place: unclear"; }
+[ "$(file_state "$tmp/place.hds")" = "$before" ] || fail "in place: refused, but changed"
+
+say "beside the disk that is copied"
+mkdir "$tmp/hdd"
+"$PLOOP_IMG" create -q --descriptor "$tmp/hdd/root.hds" 4M
+"$PLOOP_IMG" snapshot create -q "$tmp/hdd"
+[ -e "$tmp/hdd/DiskDescriptor.xml.lck" ] || fail "there is no lock to be in the way"
+"$PLOOP_IMG" convert -q "$tmp/hdd" "$tmp/hdd/copy.hds"
+: > "$tmp/hdd/copy.hds.part"
+"$PLOOP_IMG" convert -q --force "$tmp/hdd" "$tmp/hdd/copy.hds"
+[ ! -e "$tmp/hdd/copy.hds.part" ] || fail "beside: something is left"
+# But not in the place of one of its own deltas.
+for name in root.hds; do
+  before=$(file_state "$tmp/hdd/$name")
+  "$PLOOP_IMG" convert -q --force "$tmp/hdd" "$tmp/hdd/$name" 2> "$tmp/log" &&
+    fail "a delta was replaced by the disk"
+  [ "$(file_state "$tmp/hdd/$name")" = "$before" ] || fail "a delta was changed"
+done
+
 say "passed"
