@@ -12,10 +12,6 @@
 #include "ploop-core.h"
 #include "ploop-img.h"
 
-enum {
-  EXIT_INTERRUPTED = 2,         /* 1, EXIT_FAILURE: something went wrong */
-};
-
 static const char *const names[PLOOP_NR_BENCHES] = {
   [PLOOP_BENCH_SEQUENTIAL_WRITE] = "sequential-write",
   [PLOOP_BENCH_RANDOM_WRITE] = "random-write",

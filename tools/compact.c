@@ -9,10 +9,6 @@
 #include "ploop-core.h"
 #include "ploop-img.h"
 
-enum {
-  EXIT_INTERRUPTED = 2,         /* 1, EXIT_FAILURE: something went wrong */
-};
-
 /* ---- The result -------------------------------------------------------- */
 
 static uint64_t

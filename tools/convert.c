@@ -12,21 +12,6 @@
 #include "ploop-core.h"
 #include "ploop-img.h"
 
-enum {
-  EXIT_INTERRUPTED = 2,         /* 1, EXIT_FAILURE: something went wrong */
-};
-
-static bool
-parse_format (const char *text, bool *raw, GError **error)
-{
-  *raw = text != NULL && strcmp (text, "raw") == 0;
-  if (text == NULL || *raw || strcmp (text, "ploop") == 0)
-    return true;
-  g_set_error (error, G_OPTION_ERROR, G_OPTION_ERROR_BAD_VALUE,
-               "--format: '%s' is not known: use ploop or raw", text);
-  return false;
-}
-
 static void
 print_human (char *const *names, const struct ploop_convert_result *result)
 {
@@ -107,7 +92,7 @@ convert_run (const struct subcommand *self, int argc, char **argv)
                                   argc, argv, &status);
   if (arguments == NULL)
     return status;
-  if (!parse_format (form, &options.raw, &error)
+  if (!format_parse_form (form, &options.raw, &error)
       || !format_parse_version (version, &options.version, &error)
       || !format_parse_cluster_size (cluster_size, &options.cluster_size,
                                      &error)

@@ -13,10 +13,6 @@
 #include "ploop-core.h"
 #include "ploop-img.h"
 
-enum {
-  EXIT_INTERRUPTED = 2,         /* 1, EXIT_FAILURE: something went wrong */
-};
-
 /* As given. */
 typedef struct arguments {
   char *from, *overlay_of, *snapshot;

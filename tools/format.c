@@ -47,3 +47,14 @@ format_parse_cluster_size (const char *text, uint32_t *cluster_size,
   *cluster_size = (uint32_t) bytes;
   return true;
 }
+
+bool
+format_parse_form (const char *text, bool *raw, GError **error)
+{
+  *raw = text != NULL && strcmp (text, "raw") == 0;
+  if (text == NULL || *raw || strcmp (text, "ploop") == 0)
+    return true;
+  g_set_error (error, G_OPTION_ERROR, G_OPTION_ERROR_BAD_VALUE,
+               "--format: '%s' is not known: use ploop or raw", text);
+  return false;
+}

@@ -107,7 +107,13 @@ bool format_parse_version (const char *text, unsigned *version,
 bool format_parse_cluster_size (const char *text, uint32_t *cluster_size,
                                 GError **error);
 
+/* The same for --format: is it a raw disk?  By default, an image. */
+bool format_parse_form (const char *text, bool *raw, GError **error);
+
 /* report.c */
+
+/* The exit status of most subcommands that a signal has ended. */
+enum { EXIT_INTERRUPTED = 2 };
 
 /* Both print on standard error and return EXIT_FAILURE. */
 int report_error (const GError *error);

@@ -19,7 +19,7 @@
 enum {
   EXIT_RANGES = 2,              /* there is a copy, but not of all; 1,
                                    EXIT_FAILURE: something went wrong */
-  EXIT_INTERRUPTED = 3,
+  EXIT_ENDED_EARLY = 3,
 };
 
 /* As in check, so that a program's memory is bounded. */
@@ -271,17 +271,6 @@ parse_cluster_size (const char *option, const char *text,
   return true;
 }
 
-static bool
-parse_format (const char *text, bool *raw, GError **error)
-{
-  *raw = text != NULL && strcmp (text, "raw") == 0;
-  if (text == NULL || *raw || strcmp (text, "ploop") == 0)
-    return true;
-  g_set_error (error, G_OPTION_ERROR, G_OPTION_ERROR_BAD_VALUE,
-               "--format: '%s' is not known: use ploop or raw", text);
-  return false;
-}
-
 /* ---- The subcommand ---------------------------------------------------- */
 
 /* Returns the exit status. */
@@ -299,7 +288,7 @@ tell (const struct rescue *rescue, const struct ploop_rescue_result *result)
     fflush (stdout);
     fprintf (stderr, "ploop-img: %s: interrupted: it was not made\n",
              rescue->names[1]);
-    return EXIT_INTERRUPTED;
+    return EXIT_ENDED_EARLY;
   }
   if (rescue->map && !write_map (rescue, result, &error))
     return report_error (error);
@@ -380,7 +369,7 @@ rescue_run (const struct subcommand *self, int argc, char **argv)
                                   argc, argv, &status);
   if (arguments == NULL)
     return status;
-  if (!parse_format (form, &options.raw, &error)
+  if (!format_parse_form (form, &options.raw, &error)
       || !parse_version ("--version", version, &options.version, &error)
       || !parse_cluster_size ("--cluster-size", cluster_size,
                               &options.cluster_size, &error)

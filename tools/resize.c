@@ -11,10 +11,6 @@
 #include "ploop-core.h"
 #include "ploop-img.h"
 
-enum {
-  EXIT_INTERRUPTED = 2,         /* 1, EXIT_FAILURE: something went wrong */
-};
-
 static void
 print_human (const char *path, bool dry_run,
              const struct ploop_resize_result *result)

@@ -131,7 +131,11 @@ start_bench ()
 
 has_nameless_image ()
 {
-  ls -l "/proc/$1/fd" | grep -q 'bench\.hds (deleted)'
+  local fd
+  for fd in "/proc/$1/fd"/*; do
+    [[ $(readlink "$fd") != *'bench.hds (deleted)' ]] || return 0
+  done
+  return 1
 }
 
 say "signals"

@@ -350,7 +350,7 @@ refuses "--output: 'xml'" disk --output=xml
 cp corpus/a-init-v2-b2048/root.hds disk/other.hds
 refuses 'has clusters of 64 sectors, and other.hds of 2048' disk --file=root.hds \
   --file=other.hds
-printf '%1024s' > disk/raw
+printf '%1024s' ' ' > disk/raw
 refuses 'raw is no image, and a raw disk can only be the base' disk --file=root.hds \
   --file=raw
 ln -s root.hds disk/link

@@ -329,6 +329,7 @@ try_snapshot ()
 
 # A delta into the one below it.
 # bitmaps_of GUID: a line for each part of the disk: raw, none, stale or valid.
+# shellcheck disable=SC2034  # fields that are not needed
 bitmaps_of ()
 {
   local path guid parent storage version cluster traits rest

@@ -30,7 +30,7 @@ content ()
   if [ "$bytes" -gt $((64 << 20)) ]; then
     "$PLOOP_IMG" convert -q -O raw --force "$@" "$tmp/raw"
   else
-    "$PLOOP_IMG" convert -O raw "$@" - | cp --sparse=always /dev/stdin "$tmp/raw"
+    "$PLOOP_IMG" convert -O raw "$@" - > "$tmp/raw"
   fi
 }
 

@@ -183,7 +183,7 @@ chain=corpus/c-chain3-v2-b64
 mapfile -t files < <(awk -F '[<>]' '$2 == "File" { print $3 }' \
   "$chain/DiskDescriptor.xml")
 rescue 0 --force -O raw $chain whole
-base=$chain/${files[0]} middle=$chain/${files[1]} top=$chain/${files[2]}
+middle=$chain/${files[1]} top=$chain/${files[2]}
 cp -r $chain single
 rm single/DiskDescriptor.xml
 rescue 0 --force -O raw --base="single/${files[1]}" --base="single/${files[0]}" \

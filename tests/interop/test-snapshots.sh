@@ -266,7 +266,7 @@ before=$(state)
 grep -q 'would merge 4 deltas' "$tmp/log" || { cat "$tmp/log"; fail "--dry-run"; }
 [ "$(state)" = "$before" ] || fail "--dry-run changed something"
 "$img" merge -q --all "$disk"
-rm "$want"/{*
+rm "$want/{"*
 expect_all "all merged"
 
 # Names of files are random, and ploop writes the geometry anew.
