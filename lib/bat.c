@@ -604,3 +604,45 @@ bat_load (const struct delta *delta, const struct bat_loader *loader,
                  delta->path, delta->header.in_use, lost->len);
   return 0;
 }
+
+/* ---- Space that is nobody's -------------------------------------------- */
+
+/* Of the cells from FIRST to END, in all of which there is data. */
+static uint64_t
+count_wasted (const struct delta *delta, uint64_t first, uint64_t end)
+{
+  const struct format_layout *layout = &delta->layout;
+  const bool is_aligned = layout->data_start % delta->block_size == 0
+                          && layout->cluster_size % delta->block_size == 0;
+  uint64_t nr = 0;
+
+  if (is_aligned)
+    return end - first;
+  /* Those that were given back may share their first and last block with others. */
+  for (uint64_t cell = first; cell < end; cell++)
+    nr += delta_wastes_space (delta, layout->cluster_size,
+                              format_cell_offset (layout, cell));
+  return nr;
+}
+
+uint64_t
+bat_count_wasted (const struct delta *delta, uint64_t first, uint64_t nr)
+{
+  const struct format_layout *layout = &delta->layout;
+  const uint64_t end = first + nr;
+  uint64_t start = format_cell_offset (layout, first), stop;
+  uint64_t seen = first, nr_wasted = 0; /* cells below SEEN are counted */
+
+  while (delta_next_data (delta, format_cell_offset (layout, end), &start,
+                          &stop)) {
+    const uint64_t from = MAX (format_cell_at (layout, start), seen);
+    const uint64_t to = MIN (format_cells_below (layout, stop), end);
+
+    if (from < to) {
+      nr_wasted += count_wasted (delta, from, to);
+      seen = to;
+    }
+    start = stop;
+  }
+  return nr_wasted;
+}

@@ -76,6 +76,12 @@ bool bat_fault_is_unfinished (const struct delta *delta,
 bool bat_is_within_preallocation (const struct format_layout *layout,
                                   uint64_t file_size, uint64_t offset);
 
+/* How many of the NR cells from FIRST on, which are nobody's, waste space (see
+ * delta_wastes_space).  Takes time that grows with the data in them, not with NR.
+ */
+uint64_t bat_count_wasted (const struct delta *delta, uint64_t first,
+                           uint64_t nr);
+
 /* Describe a fault: field and value, not the file (g_free). */
 char *bat_fault_describe (const struct delta *delta,
                           const struct bat_fault *fault);

@@ -441,21 +441,9 @@ static void
 check_leak (void *opaque, uint64_t first, uint64_t nr)
 {
   struct check *check = opaque;
-  const struct delta *delta = check->delta;
-  const struct format_layout *layout = &delta->layout;
-  uint64_t start = format_cell_offset (layout, first), stop;
-  const uint64_t end = format_cell_offset (layout, first + nr);
-  uint64_t seen = first;        /* cells below it are counted */
 
-  while (delta_next_data (delta, end, &start, &stop)) {
-    const uint64_t cell = (start - layout->data_start) / layout->cluster_size;
-
-    if (cell > seen)
-      check->result.nr_free_clusters += cell - seen;
-    seen = format_cells_below (layout, stop);
-    start = stop;
-  }
-  check->result.nr_free_clusters += first + nr - MIN (seen, first + nr);
+  check->result.nr_free_clusters +=
+    nr - bat_count_wasted (check->delta, first, nr);
 }
 
 static int

@@ -960,3 +960,25 @@ delta_find_nonzero (const struct delta *delta, uint64_t start, uint64_t end,
   *position = end;
   return 0;
 }
+
+static bool
+has_nonzero (const struct delta *delta, uint64_t start, uint64_t end)
+{
+  uint64_t position;
+
+  return start < end
+         && (delta_find_nonzero (delta, start, end, &position) < 0
+             || position < end);
+}
+
+bool
+delta_wastes_space (const struct delta *delta, uint64_t length,
+                    uint64_t offset)
+{
+  const uint64_t block = delta->block_size, end = offset + length;
+  const uint64_t first = MIN ((offset + block - 1) / block * block, end);
+  const uint64_t last = MAX (end / block * block, first);
+
+  return !delta_is_hole (delta, last - first, first)
+         || has_nonzero (delta, offset, first) || has_nonzero (delta, last, end);
+}

@@ -225,6 +225,13 @@ bool delta_is_hole (const struct delta *delta, uint64_t length,
 int delta_find_nonzero (const struct delta *delta, uint64_t start,
                         uint64_t end, uint64_t *position);
 
+/* Is anything gained by giving LENGTH bytes at OFFSET, which are nobody's, back: does a
+ * whole block of the file system hold data there, or is anything but zeros in the parts of
+ * blocks at their ends?  What cannot be read counts.
+ */
+bool delta_wastes_space (const struct delta *delta, uint64_t length,
+                         uint64_t offset);
+
 /* Read LENGTH bytes at OFFSET into the page cache soon.  Only advice; does
  * nothing for what goes past it.
  */

@@ -1155,9 +1155,11 @@ int ploop_switch_snapshot (const char *path, const char *guid,
                            const struct ploop_switch_options *options,
                            char **kept, GError **error);
 
-/* Say of the snapshot GUID that it is temporary, or that it is not. */
+/* Say of the snapshot GUID that it is temporary, or that it is not; with DRY_RUN, only see
+ * whether that can be done.
+ */
 int ploop_mark_snapshot (const char *path, const char *guid, bool temporary,
-                         GError **error);
+                         bool dry_run, GError **error);
 
 struct ploop_merge_options {
   const char *snapshot;         /* GUID of the highest delta; NULL: the top */

@@ -276,15 +276,13 @@ static uint64_t
 count_leaks (const struct repair *repair)
 {
   const struct mover *mover = &repair->mover;
-  const struct format_layout *layout = &image (repair)->layout;
-  const uint64_t nr = format_cells_below (layout, mover->file_size);
+  const uint64_t nr =
+    format_cells_below (&image (repair)->layout, mover->file_size);
   uint64_t stop, nr_leaks = 0;
 
   for (uint64_t from = 0; cells_next_free_run (&mover->cells, nr, &from, &stop);
        from = stop)
-    for (uint64_t cell = from; cell < stop; cell++)
-      nr_leaks += mover_count_data (mover, layout->cluster_size,
-                                    mover_offset (mover, cell)) > 0;
+    nr_leaks += bat_count_wasted (image (repair), from, stop - from);
   return nr_leaks;
 }
 

@@ -690,15 +690,15 @@ mark_snapshot (struct change *change, const char *guid, bool temporary,
   if ((shot->temporary != DESCRIPTOR_PERMANENT) == temporary)
     return 0;
   return descriptor_set_temporary (descriptor, shot->guid, temporary, error)
-         && descriptor_store (descriptor, error) ? 0 : -1;
+         && (change->dry_run || descriptor_store (descriptor, error)) ? 0 : -1;
 }
 
 int
 ploop_mark_snapshot (const char *path, const char *guid, bool temporary,
-                     GError **error)
+                     bool dry_run, GError **error)
 {
   static const struct log no_log;
-  struct change change = { .log = &no_log };
+  struct change change = { .log = &no_log, .dry_run = dry_run };
   int r = -1;
 
   if (begin (&change, path, error))

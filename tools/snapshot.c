@@ -121,9 +121,11 @@ snapshot_switch_run (const struct subcommand *self, int argc, char **argv)
 int
 snapshot_mark_run (const struct subcommand *self, int argc, char **argv)
 {
-  gboolean off = FALSE;
+  gboolean off = FALSE, dry_run = FALSE;
   const GOptionEntry entries[] = {
     { "off", 0, 0, G_OPTION_ARG_NONE, &off, "Take the mark away", NULL },
+    { "dry-run", 'n', 0, G_OPTION_ARG_NONE, &dry_run,
+      "Check whether it can be done, changing nothing", NULL },
     G_OPTION_ENTRY_NULL
   };
   struct common_options common;
@@ -136,11 +138,11 @@ snapshot_mark_run (const struct subcommand *self, int argc, char **argv)
                                   &common, argc, argv, &status);
   if (arguments == NULL)
     return status;
-  if (ploop_mark_snapshot (arguments[0], arguments[1], !off, &error) == -1)
+  if (ploop_mark_snapshot (arguments[0], arguments[1], !off, dry_run, &error) == -1)
     return report_error (error);
   sentence = g_strdup_printf ("%s is %stemporary", arguments[1],
                               off ? "no longer " : "");
-  print_result (arguments[0], &common, false, "snapshot", arguments[1],
+  print_result (arguments[0], &common, dry_run, "snapshot", arguments[1],
                 off ? "unmarked" : "marked", sentence);
   return EXIT_SUCCESS;
 }

@@ -104,7 +104,7 @@ switch_and_discard (GError **error)
 static int
 mark_temporary (GError **error)
 {
-  return ploop_mark_snapshot (xml, guid_of (SNAPSHOT), true, error);
+  return ploop_mark_snapshot (xml, guid_of (SNAPSHOT), true, false, error);
 }
 
 static int

@@ -20,7 +20,7 @@ requires qemu-img qemu-io nbdcopy nbdinfo cmp perl
 
 commands=(
   info check map compare convert compact resize snapshot merge serve write qemu ploop
-  rescue descriptor_restore
+  rescue descriptor_restore repair bitmap
 )
 forms=(
   "--kind=image"
@@ -306,6 +306,38 @@ try_resize ()
   each_content compare_snapshot
   each_delta check_copied_delta
   rm "$tmp/resized"
+}
+
+# There is nothing to lose: what is repaired is leaks.
+try_repair ()
+{
+  copy_disk
+  run 0 check --repair=all "$copy"
+  run 0 compare --strict "$copy" "$dir/expected/TOP.raw"
+  each_content compare_snapshot
+}
+
+bitmaps_of_delta ()
+{
+  local file=$tmp/copy/${1#"$dir/"} uuid=01234567-89ab-cdef-0123-456789abcdef
+  # One that was not closed has to be closed first, and a valid one is kept.
+  if has raw || has dirty || { has extension && [ "$(in_use "$file")" != 312e3276 ]; }; then
+    return
+  fi
+  run 0 bitmap add --uuid=$uuid --set "$file"
+  run 0 bitmap dump --uuid=$uuid "$file"
+  "$PLOOP_IMG" bitmap list "$file" | grep -q $uuid || fail "bitmap: it is not there"
+  run 0 bitmap remove --uuid=$uuid "$file"
+  if "$PLOOP_IMG" bitmap list "$file" | grep -q $uuid; then fail "bitmap: it stays"; fi
+}
+
+try_bitmap ()
+{
+  copy_disk
+  each_delta bitmaps_of_delta
+  run 0 compare --strict "$copy" "$dir/expected/TOP.raw"
+  each_content compare_snapshot
+  each_delta check_copied_delta
 }
 
 try_snapshot ()

@@ -382,6 +382,9 @@ refused 'in use' snapshot delete "$disk" "$first"
 stop_nbdkit
 
 say "marks"
+before=$(state)
+"$img" snapshot mark-temporary -q --dry-run "$disk" "$first"
+[ "$(state)" = "$before" ] || fail "mark-temporary --dry-run changed something"
 "$img" snapshot mark-temporary -q "$disk" "$first"
 grep -q '<Temporary/>' "$disk/DiskDescriptor.xml" || fail "the mark is not there"
 "$img" snapshot mark-temporary -q --off "$disk" "$first"
