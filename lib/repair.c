@@ -140,6 +140,16 @@ meets_extension (const struct repair *repair, uint64_t offset)
   return false;
 }
 
+/* What a cluster of zeros was at the last backup, nobody knows. */
+static bool
+makes_bitmaps_untrue (const struct repair *repair)
+{
+  for (guint i = 0; i < repair->faults->len; i++)
+    if (g_array_index (repair->faults, struct bat_fault, i).kind != BAT_SHARED)
+      return true;
+  return false;
+}
+
 /* Its clusters are no places for others. */
 static void
 keep_extension (struct repair *repair)
@@ -147,6 +157,8 @@ keep_extension (struct repair *repair)
   const struct format_layout *layout = &image (repair)->layout;
   struct cells *cells = &repair->mover.cells;
 
+  if (repair->extension->len > 0 && makes_bitmaps_untrue (repair))
+    repair->drops_extension = true;
   if (repair->extension->len == 0 || repair->drops_extension)
     return;
   repair->mover.keeps_extension = true;
@@ -261,9 +273,6 @@ plan_fault (struct repair *repair, const struct bat_fault *fault)
 static void
 plan_extension (struct repair *repair)
 {
-  /* What a cluster of zeros was at the last backup, nobody knows. */
-  if (repair->extension->len > 0 && repair->nr_zeroed > 0)
-    repair->drops_extension = true;
   if (!repair->drops_extension)
     return;
   repair->result->extension_dropped = true;
