@@ -77,6 +77,9 @@ check_in_use (struct check *check)
     found (check, PLOOP_FINDING_NOTE, "in use is 0x%08" G_GINT32_MODIFIER
            "x: the image was not closed, or somebody has it open",
            header->in_use);
+  else if (header->in_use == FORMAT_IN_REPAIR)
+    found (check, PLOOP_FINDING_NOTE, "in use is 0x%08" G_GINT32_MODIFIER
+           "x: a repair was cut short: repair it again", header->in_use);
   else if (dirty)
     found (check, PLOOP_FINDING_NOTE, "in use is 0x%08" G_GINT32_MODIFIER
            "x, a value that no known program writes: taken as not closed",

@@ -111,6 +111,7 @@ commit_init (struct commit *commit, struct delta *delta, unsigned level,
     .hooks = *hooks,
     .write_back_delay = write_back_delay,
     .lost = lost,
+    .mark = FORMAT_IN_USE,
     .header = delta->header,
     .nr_pages = delta->layout.bat_end / PAGE_SIZE_BYTES + 1,
   };
@@ -843,6 +844,26 @@ clear_lost_entries (struct commit *commit)
   return 0;
 }
 
+static bool
+has_lost_entries (const struct commit *commit)
+{
+  return commit->lost && commit->lost->len > 0;
+}
+
+/* When no entry is lost any more. */
+static int
+change_mark (struct commit *commit, struct format_header *header)
+{
+  int r;
+
+  header->in_use = commit->mark;
+  r = write_header (commit->delta, header);
+  if (r < 0)
+    return r;
+  changes_note (commit->changes);
+  return commit_flush (commit);
+}
+
 /* With the mark lock held. */
 static int
 mark_locked (struct commit *commit)
@@ -852,7 +873,8 @@ mark_locked (struct commit *commit)
 
   if (commit_has_failed (commit))
     return -EIO;
-  header.in_use = FORMAT_IN_USE;
+  /* Entries that are lost are only so with this mark. */
+  header.in_use = has_lost_entries (commit) ? FORMAT_IN_USE : commit->mark;
   /* A conversion that is marked on a closed image has ended; together with the
    * in-use mark it would look as if it had been interrupted.
    */
@@ -874,6 +896,8 @@ mark_locked (struct commit *commit)
     return r;
   changes_note (commit->changes);
   r = commit_flush (commit);
+  if (r == 0 && header.in_use != commit->mark)
+    r = change_mark (commit, &header);
   if (r < 0)
     return r;
   commit->header = header;
@@ -887,6 +911,12 @@ commit_keep_extension (struct commit *commit)
 {
   commit->keeps_extension = true;
   commit->closed = commit->header.in_use;
+}
+
+void
+commit_mark_repair (struct commit *commit)
+{
+  commit->mark = FORMAT_IN_REPAIR;
 }
 
 int

@@ -73,6 +73,7 @@ struct commit {
   struct format_header header;  /* as in the file now */
   GArray *lost;                 /* of uint32_t: see commit_init */
   bool keeps_extension;
+  uint32_t mark;                /* the in-use field while it is marked */
   uint32_t closed;              /* the in-use field of the file when it is closed */
 
   /* By BAT page. */
@@ -122,6 +123,12 @@ int commit_mark (struct commit *commit);
  * so again when it is closed; in between they are stale to everybody.
  */
 void commit_keep_extension (struct commit *commit);
+
+/* Before that: the file has entries past its end that are damaged.  With the usual mark
+ * they would count as of clusters that were never flushed, so unallocated, if this ends
+ * early: a lower delta would show through.  Let the mark be one with which they do not.
+ */
+void commit_mark_repair (struct commit *commit);
 
 static inline int
 commit_begin (struct commit *commit)

@@ -45,6 +45,7 @@
 /* Values of the in-use field. */
 #define FORMAT_CLOSED 0u
 #define FORMAT_IN_USE 0x746F6E59u            /* open, or never closed */
+#define FORMAT_IN_REPAIR 0x646e656du         /* "mend", ours: see commit_mark_repair */
 #define FORMAT_CLOSED_EXTENSION 0x312e3276u  /* "v2.1": extension valid */
 #define FORMAT_CLOSED_PD17 0x37316470u       /* "pd17" */
 #define FORMAT_CLOSED_PD22 0x32326470u       /* "pd22" */

@@ -25,6 +25,7 @@ cleanliness (uint32_t in_use)
   case FORMAT_CLOSED_PD22:
     return PLOOP_CLEAN_DESKTOP;
   case FORMAT_IN_USE:
+  case FORMAT_IN_REPAIR:
     return PLOOP_DIRTY;
   default:
     return PLOOP_DIRTY_UNKNOWN;

@@ -296,6 +296,8 @@ mover_begin (struct mover *mover)
     return mover_fail (mover, r, "no memory to write");
   if (mover->keeps_extension)
     commit_keep_extension (&mover->commit);
+  if (mover->marks_repair)
+    commit_mark_repair (&mover->commit);
   /* From here on the file may say so, even if that fails. */
   mover->is_marked = true;
   r = commit_mark (&mover->commit);

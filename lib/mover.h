@@ -42,6 +42,7 @@ struct mover {
   struct log log;
   bool keep_holes_out;          /* make no holes in the file */
   bool keeps_extension;         /* see commit_keep_extension */
+  bool marks_repair;            /* see commit_mark_repair */
   bool is_marked;               /* the file may say that it is in use */
 
   /* For progress. */

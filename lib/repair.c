@@ -215,8 +215,11 @@ take_fault (void *opaque, const struct bat_fault *fault)
 
   if (bat_fault_is_unfinished (image (repair), fault))
     g_array_append_val (repair->mover.lost, fault->index);
-  else
+  else {
     g_array_append_val (repair->faults, *fault);
+    if (fault->kind == BAT_PAST_END)
+      repair->mover.marks_repair = true;
+  }
   return true;
 }
 
