@@ -223,7 +223,9 @@ take_fault (void *opaque, const struct bat_fault *fault)
   return true;
 }
 
-/* As many places as could be needed: one a fault, and as many that none may take. */
+/* Then as many places as could be needed are known: one a fault, and two that none may
+ * take, where it points to.
+ */
 static int
 count_faults (struct repair *repair, GError **error)
 {
@@ -248,7 +250,7 @@ load_bat (struct repair *repair, GError **error)
   if (count_faults (repair, error) == -1)
     return -1;
   lost = g_steal_pointer (&mover->lost);
-  if (mover_init (mover, 2 * (uint64_t) repair->faults->len + 1, error) == -1)
+  if (mover_init (mover, 3 * (uint64_t) repair->faults->len + 1, error) == -1)
     return -1;
   g_array_append_vals (mover->lost, lost->data, lost->len);
   return bat_scan (image (repair), &visitor, NULL, error);
@@ -401,10 +403,11 @@ back_up (struct repair *repair, GError **error)
 /* ---- Repairing --------------------------------------------------------- */
 
 /* Where damaged entries point to: behind the end of the file, perhaps, where it will
- * grow.
+ * grow; or across its end, and what is behind it has to stay zeros.  Returns the cells that
+ * were free.
  */
-static void
-avoid_faults (struct repair *repair, bool avoid)
+static GArray *
+avoid_faults (struct repair *repair)
 {
   struct cells *cells = &repair->mover.cells;
   const struct format_layout *layout = &image (repair)->layout;
@@ -414,14 +417,14 @@ avoid_faults (struct repair *repair, bool avoid)
       &g_array_index (repair->faults, struct bat_fault, i);
     uint64_t cell;
 
-    if (fault->kind != BAT_PAST_END)
+    if (fault->kind == BAT_BELOW_DATA)
       continue;
     cell = format_cell_at (layout, format_entry_offset (layout, fault->entry));
-    for (unsigned j = 0; j < 2 && cell + j < cells->nr; j++)
-      if (avoid)
-        cells_set_used (cells, cell + j);
-      else if (repair->mover.owners[cell + j] == 0)
-        cells_set_free (cells, cell + j);
+    for (unsigned j = 0; j < 2; j++, cell++)
+      if (cell < cells->nr && !cells_is_used (cells, cell)) {
+        cells_set_used (cells, cell);
+        g_array_append_val (avoided, cell);
+      }
   }
 }
 
@@ -436,6 +439,7 @@ mend (struct repair *repair, const struct bat_fault *fault, uint64_t *cell)
 
   *cell = cells_next (&mover->cells, *cell, mover->cells.nr, CELLS_FREE);
   if (*cell == mover->cells.nr)
+  GArray *avoided = g_array_new (FALSE, FALSE, sizeof (uint64_t));
     return mover_fail (mover, -ENOSPC, "no BAT entry can name one more cluster");
   r = mover_reach (mover, *cell);
   if (r < 0 || fault->kind != BAT_SHARED)
@@ -451,6 +455,14 @@ mend (struct repair *repair, const struct bat_fault *fault, uint64_t *cell)
 /* A cell for each fault, in their order, is added to CELLS. */
 static int
 mend_all (struct repair *repair, GArray *cells)
+  return avoided;
+}
+
+static void
+avoid_no_more (struct repair *repair, const GArray *avoided)
+{
+  for (guint i = 0; i < avoided->len; i++)
+    cells_set_free (&repair->mover.cells, g_array_index (avoided, uint64_t, i));
 {
   uint64_t cell =
     format_cells_below (&image (repair)->layout, repair->mover.file_size);
@@ -501,14 +513,14 @@ make_changes (struct repair *repair)
   struct mover *mover = &repair->mover;
   const uint64_t file_size = mover->file_size;
 
-  avoid_faults (repair, true);
+  avoided = avoid_faults (repair);
   if (mend_all (repair, cells) < 0) {
     give_up (repair, file_size);
     return;
   }
   if (publish_all (repair, cells) < 0)
     return;
-  avoid_faults (repair, false);
+  avoid_no_more (repair, avoided);
   mover_finish (mover, mover_end (mover));
 }
 
@@ -526,6 +538,7 @@ make (struct repair *repair, GError **error)
 /* ---- An image ---------------------------------------------------------- */
 
 static bool
+  g_autoptr (GArray) avoided = NULL;
 judge_image (const struct repair *repair, GError **error)
 {
   const struct format_header *header = &image (repair)->header;
