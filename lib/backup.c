@@ -20,6 +20,7 @@
 struct backup {
   const struct delta *delta;
   char *path;
+  uint64_t size;                /* bytes; the image's */
   int fd;
   uint8_t *buf;
 };
@@ -59,7 +60,6 @@ struct backup *
 backup_begin (const struct delta *delta, const char *path, GError **error)
 {
   struct backup *backup = g_new0 (struct backup, 1);
-  uint64_t size = delta->file_size;
 
   backup->delta = delta;
   backup->path = g_strdup (path);
@@ -69,8 +69,8 @@ backup_begin (const struct delta *delta, const char *path, GError **error)
     error_set_system (error, errno, "%s: the backup cannot be created: nothing was "
                       "changed: give another place for it (--backup-file)",
                       backup->path);
-  else if (delta_size (delta, &size) < 0
-           || ftruncate (backup->fd, (off_t) size) == -1)
+  else if (delta_size (delta, &backup->size) < 0
+           || ftruncate (backup->fd, (off_t) backup->size) == -1)
     error_set_system (error, errno, "%s: the backup cannot be made as long as the "
                       "image: nothing was changed", backup->path);
   else {
@@ -118,7 +118,7 @@ int
 backup_add (struct backup *backup, uint64_t length, uint64_t offset,
             GError **error)
 {
-  const uint64_t end = offset + length;
+  const uint64_t end = MIN (offset + length, backup->size);
   uint64_t stop;
   int r = 0;
 

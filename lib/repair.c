@@ -285,17 +285,25 @@ plan_extension (struct repair *repair)
         "the next backup has to be a full one");
 }
 
+/* Cells of the file that an entry can name. */
+static uint64_t
+nr_cells (const struct repair *repair)
+{
+  const struct mover *mover = &repair->mover;
+
+  return MIN (format_cells_below (&image (repair)->layout, mover->file_size),
+              mover->cells.nr);
+}
+
 /* Cells that hold data and that nothing names. */
 static uint64_t
 count_leaks (const struct repair *repair)
 {
-  const struct mover *mover = &repair->mover;
-  const uint64_t nr =
-    format_cells_below (&image (repair)->layout, mover->file_size);
+  const uint64_t nr = nr_cells (repair);
   uint64_t stop, nr_leaks = 0;
 
-  for (uint64_t from = 0; cells_next_free_run (&mover->cells, nr, &from, &stop);
-       from = stop)
+  for (uint64_t from = 0;
+       cells_next_free_run (&repair->mover.cells, nr, &from, &stop); from = stop)
     nr_leaks += bat_count_wasted (image (repair), from, stop - from);
   return nr_leaks;
 }
@@ -365,7 +373,7 @@ back_up_leaks (const struct repair *repair, struct backup *backup,
 {
   const struct mover *mover = &repair->mover;
   const struct format_layout *layout = &image (repair)->layout;
-  const uint64_t nr = format_cells_below (layout, mover->file_size);
+  const uint64_t nr = nr_cells (repair), end = mover_offset (mover, nr);
   uint64_t stop;
 
   for (uint64_t from = 0; cells_next_free_run (&mover->cells, nr, &from, &stop);
@@ -373,7 +381,8 @@ back_up_leaks (const struct repair *repair, struct backup *backup,
     if (backup_add (backup, (stop - from) * layout->cluster_size,
                     mover_offset (mover, from), error) == -1)
       return -1;
-  return 0;
+  return end < mover->file_size
+           ? backup_add (backup, mover->file_size - end, end, error) : 0;
 }
 
 static int
@@ -411,6 +420,7 @@ avoid_faults (struct repair *repair)
 {
   struct cells *cells = &repair->mover.cells;
   const struct format_layout *layout = &image (repair)->layout;
+  GArray *avoided = g_array_new (FALSE, FALSE, sizeof (uint64_t));
 
   for (guint i = 0; i < repair->faults->len; i++) {
     const struct bat_fault *fault =
@@ -426,6 +436,14 @@ avoid_faults (struct repair *repair)
         g_array_append_val (avoided, cell);
       }
   }
+  return avoided;
+}
+
+static void
+avoid_no_more (struct repair *repair, const GArray *avoided)
+{
+  for (guint i = 0; i < avoided->len; i++)
+    cells_set_free (&repair->mover.cells, g_array_index (avoided, uint64_t, i));
 }
 
 /* Fill the next free cell from *CELL on with what the cluster is to have. */
@@ -439,7 +457,6 @@ mend (struct repair *repair, const struct bat_fault *fault, uint64_t *cell)
 
   *cell = cells_next (&mover->cells, *cell, mover->cells.nr, CELLS_FREE);
   if (*cell == mover->cells.nr)
-  GArray *avoided = g_array_new (FALSE, FALSE, sizeof (uint64_t));
     return mover_fail (mover, -ENOSPC, "no BAT entry can name one more cluster");
   r = mover_reach (mover, *cell);
   if (r < 0 || fault->kind != BAT_SHARED)
@@ -455,14 +472,6 @@ mend (struct repair *repair, const struct bat_fault *fault, uint64_t *cell)
 /* A cell for each fault, in their order, is added to CELLS. */
 static int
 mend_all (struct repair *repair, GArray *cells)
-  return avoided;
-}
-
-static void
-avoid_no_more (struct repair *repair, const GArray *avoided)
-{
-  for (guint i = 0; i < avoided->len; i++)
-    cells_set_free (&repair->mover.cells, g_array_index (avoided, uint64_t, i));
 {
   uint64_t cell =
     format_cells_below (&image (repair)->layout, repair->mover.file_size);
@@ -510,6 +519,7 @@ static void
 make_changes (struct repair *repair)
 {
   g_autoptr (GArray) cells = g_array_new (FALSE, FALSE, sizeof (uint64_t));
+  g_autoptr (GArray) avoided = NULL;
   struct mover *mover = &repair->mover;
   const uint64_t file_size = mover->file_size;
 
@@ -538,7 +548,6 @@ make (struct repair *repair, GError **error)
 /* ---- An image ---------------------------------------------------------- */
 
 static bool
-  g_autoptr (GArray) avoided = NULL;
 judge_image (const struct repair *repair, GError **error)
 {
   const struct format_header *header = &image (repair)->header;
