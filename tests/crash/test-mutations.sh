@@ -4,7 +4,8 @@
 # Do the power-cut tests notice?  Each mutation is one fault put into a copy of
 # one file of lib/; test-power-cut, or for compact.c and mover.c test-compact-cut, for
 # bitmap-update.c test-bitmap-cut, for resize.c test-resize-cut, for merge.c test-merge-cut,
-# for snapshot.c test-kill-everywhere, or the test that is named, is linked with it and must fail.
+# for snapshot.c test-kill-everywhere, for repair.c test-repair-cut, or the test that is
+# named, is linked with it and must fail.
 #
 # A mutation whose text is not in the source any more is an error: mend the
 # expression.  make check tries those that are found quickly, with
@@ -38,6 +39,8 @@ merge_cut_objects='test-merge-cut.o deltas.o drawn.o recorder.o reader.o
 kill_objects='test-kill-everywhere.o deltas.o drawn.o killer.o reader.o rules.o'
 resize_cut_objects='test-resize-cut.o drawn.o recorder.o reader.o rounds.o
   rules.o'
+repair_cut_objects='test-repair-cut.o drawn.o recorder.o reader.o rounds.o
+  rules.o'
 
 fail ()
 {
@@ -56,6 +59,7 @@ build ()
   case ${4:-$2} in
   compact.c | mover.c) objects=$compact_cut_objects ;;
   bitmap-update.c) objects=$bitmap_cut_objects ;;
+  repair.c | repair-cut) objects=$repair_cut_objects ;;
   chain-cut) objects=$chain_cut_objects ;;
   merge.c | merge-cut) objects=$merge_cut_objects
                        wraps=$MUTATION_MERGE_WRAPS ;;
@@ -254,6 +258,19 @@ mutate quick cut-before-commit compact.c \
   '/^move_batch/,/^}/ s/const int r = copy_batch (compact, moves);/const int r = copy_batch (compact, moves); update_high (compact); mover_cut (\&compact->mover, data_end (compact));/'
 mutate quick moved-cell-not-used mover.c \
   '/^mover_publish/,/^}/ s/cells_set_used (.*);//'
+
+# ---- Repairing --------------------------------------------------------------
+
+mutate quick repair-looks-unflushed commit.c \
+  '/^commit_mark_repair/,/^}/ s/= FORMAT_IN_REPAIR;/= FORMAT_IN_USE;/' repair-cut
+mutate quick repair-marked-before-lost commit.c \
+  '/^mark_locked/,/^}/ s/has_lost_entries (commit)/false/' repair-cut
+mutate quick repair-over-faults repair.c \
+  '/^avoid_faults/,/^}/ s/cells_set_used (.*);//'
+mutate quick repair-cut-before-commit repair.c \
+  '/^make_changes/,/^}/ s/if (publish_all (.*) < 0)/if (mover_cut (mover, file_size) < 0 || publish_all (repair, cells) < 0)/'
+mutate quick bitmaps-kept-with-zeros repair.c \
+  '/^makes_bitmaps_untrue/,/^}/ s/return true;/return false;/'
 
 # ---- Bitmaps ----------------------------------------------------------------
 
