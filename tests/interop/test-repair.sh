@@ -205,6 +205,24 @@ perl -e 'my ($a, $b) = @ARGV;
     die "byte ", tell ($f) - 4096, " differs\n" if $x =~ /[^\0]/ && $x ne $y;
   }' "$disk.backup" "$tmp/damaged.hds" || fail "the backup is not what was there"
 
+say "a repair taken back"
+# As the manual says.  Clusters are of 63 sectors: blocks of the file system lie across
+# them.  What nothing names is between two that something does.
+perl -e '
+  print pack ("a16V5Q<V3Q<", "WithoutFreeSpace", 2, 16, 16, 63, 5, 5 * 63, 0, 63, 0, 0),
+    pack ("V5", 63, 3 * 63, 63, 0xfffffff0, 0), "\0" x (63 * 512 - 84),
+    map { $_ x (63 * 512) } qw(a b c d);' > "$disk"
+cp "$disk" "$tmp/before.hds"
+rm -f "$disk".backup*
+command=$(sed -n 's/^C<\(dd [^>]*\)>.*/\1/p' "$abs_top_srcdir/man/ploop-img.pod" |
+  grep 'disk\.hds\.backup')
+# What is less than a block of the file system cannot be given back: still a leak.
+"$img" check -q --repair=all "$disk" || [ $? -eq 3 ] || fail "not repaired"
+cmp -s "$disk" "$tmp/before.hds" && fail "nothing was repaired"
+truncate -r "$disk.backup" "$disk"
+(cd "$tmp" && $command status=none)
+cmp "$disk" "$tmp/before.hds" || fail "the repair was not taken back"
+
 say "where the backup goes"
 for i in 1 2; do
   cp "$tmp/damaged.hds" "$disk"
