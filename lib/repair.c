@@ -32,7 +32,7 @@ struct repair {
 
   GArray *faults;               /* of struct bat_fault: errors */
   GArray *behind;               /* of uint32_t: entries of zeros behind the end */
-  GArray *extension;            /* of uint64_t, bytes: clusters that are in use */
+  GArray *extension;            /* of uint64_t, bytes, sorted: clusters that are in use */
   bool drops_extension;
   bool closes;
   bool is_to_change;            /* this image */
@@ -105,6 +105,27 @@ load_extension (const struct repair *repair, struct extension *extension)
   return wrong == NULL;
 }
 
+static gint
+compare_offsets (gconstpointer a, gconstpointer b)
+{
+  const uint64_t x = *(const uint64_t *) a, y = *(const uint64_t *) b;
+
+  return x < y ? -1 : x > y;
+}
+
+/* Two bitmaps in one place: neither is true. */
+static bool
+overlaps_itself (const struct repair *repair)
+{
+  const GArray *sorted = repair->extension;
+
+  for (guint i = 1; i < sorted->len; i++)
+    if (g_array_index (sorted, uint64_t, i) - g_array_index (sorted, uint64_t, i - 1)
+        < image (repair)->layout.cluster_size)
+      return true;
+  return false;
+}
+
 /* Is what the header says of bitmaps true?  Then they are to be kept. */
 static void
 look_at_extension (struct repair *repair)
@@ -124,20 +145,29 @@ look_at_extension (struct repair *repair)
   g_array_append_vals (repair->extension, extension.bit_clusters->data,
                        extension.bit_clusters->len);
   extension_clear (&extension);
+  g_array_sort (repair->extension, compare_offsets);
+  if (overlaps_itself (repair))
+    repair->drops_extension = true;
 }
 
+/* Does the cluster at OFFSET? */
 static bool
 meets_extension (const struct repair *repair, uint64_t offset)
 {
   const uint64_t cluster_size = image (repair)->layout.cluster_size;
+  guint low = 0, high = repair->extension->len;
 
-  for (guint i = 0; i < repair->extension->len; i++) {
-    const uint64_t other = g_array_index (repair->extension, uint64_t, i);
+  /* The first one that ends behind OFFSET. */
+  while (low < high) {
+    const guint middle = low + (high - low) / 2;
 
-    if (offset < other + cluster_size && other < offset + cluster_size)
-      return true;
+    if (g_array_index (repair->extension, uint64_t, middle) + cluster_size <= offset)
+      low = middle + 1;
+    else
+      high = middle;
   }
-  return false;
+  return low < repair->extension->len
+         && g_array_index (repair->extension, uint64_t, low) < offset + cluster_size;
 }
 
 /* What a cluster of zeros was at the last backup, nobody knows. */
@@ -285,6 +315,17 @@ plan_extension (struct repair *repair)
         "the next backup has to be a full one");
 }
 
+/* Nobody knows what was changed without it. */
+static void
+plan_stale_extension (struct repair *repair)
+{
+  if (!repair->closes || image (repair)->header.extension_sectors == 0)
+    return;
+  repair->result->extension_dropped = true;
+  step (repair, "the extension is dropped: the image was not closed, and its "
+        "changed-block bitmaps are stale: the next backup has to be a full one");
+}
+
 /* Cells of the file that an entry can name. */
 static uint64_t
 nr_cells (const struct repair *repair)
@@ -359,6 +400,7 @@ plan (struct repair *repair)
   repair->closes = format_is_dirty (image (repair)->header.in_use);
   if (repair->closes)
     step (repair, "the image is marked as closed");
+  plan_stale_extension (repair);
   repair->mover.nr_bytes_to_do =
     repair->nr_separated * image (repair)->layout.cluster_size;
   repair->result->nr_separated += repair->nr_separated;

@@ -217,6 +217,9 @@ check_run (const struct subcommand *self, int argc, char **argv)
     return status;
   if (!repair_parse (&repair, &error))
     return report_usage_error (self, "%s", error->message);
+  if (repair.what && allow_outside)
+    return report_usage_error (self, "--allow-outside is only for looking: with "
+                               "--repair, repair such images one by one");
   if (repair.what)
     return check_and_repair (arguments[0], allow_outside, &common, &repair);
   status = check (arguments[0], allow_outside, &common, NULL, false, &result,

@@ -223,8 +223,45 @@ truncate -r "$disk.backup" "$disk"
 (cd "$tmp" && $command status=none)
 cmp "$disk" "$tmp/before.hds" || fail "the repair was not taken back"
 
+say "bitmaps that are not to be trusted"
+# bitmap IN_USE SECTOR...: an image whose extension is in its second cluster, with a bitmap
+# for each SECTOR where its bits are.
+bitmap ()
+{
+  perl -MDigest::MD5=md5 -e '
+    my ($in_use, @sectors) = @ARGV;
+    my $features = "";
+    for my $i (0 .. $#sectors) {
+      $features .= pack ("Q<2V2", 0x20385FAE252CB34A, 0, 40, 0)
+        . pack ("Q<a16V2Q<", 640, chr (65 + $i) x 16, 1, 1, $sectors[$i]);
+    }
+    $features .= "\0" x (64 * 512 - 24 - length ($features));
+    print pack ("a16V5Q<V3Q<", "WithouFreSpacExt", 2, 16, 16, 64, 10, 640, hex ($in_use), 64,
+                0, 64), pack ("V10", 4, (0) x 9), "\0" x (64 * 512 - 104),
+      pack ("Q<", 0xAB234CEF23DCEA87), md5 ($features), $features, "b" x (2 * 64 * 512),
+      "d" x (64 * 512);' "$@" > "$disk"
+}
+rm -f "$disk".backup*
+bitmap 312e3276 128 192
+repair 0 --repair=all "$disk"
+[ "$(in_use "$disk")" = 312e3276 ] || fail "sound bitmaps are dropped"
+bitmap 312e3276 128 128
+repair 0 --repair=all "$disk"
+grep -q 'the extension.* is dropped' "$tmp/log" || { cat "$tmp/log"; fail "two in one place"; }
+# The plan says so of stale ones, too.
+bitmap 746F6E59 128 192
+repair 3 --repair=all --dry-run "$disk"
+grep -q 'the extension is dropped: the image was not closed' "$tmp/log" ||
+  { cat "$tmp/log"; fail "stale bitmaps go untold"; }
+# A cluster of zeros is in no bitmap.
+bitmap 312e3276 128 192
+printf '\377\377\377\377' | dd of="$disk" bs=1 seek=$((64 + 4 * 7)) conv=notrunc status=none
+repair 0 --repair=all "$disk"
+[ "$(in_use "$disk")" = 00000000 ] || { cat "$tmp/log"; fail "bitmaps that lie are kept"; }
+rm -f "$disk".backup*
+
 say "where the backup goes"
-for i in 1 2; do
+for i in 1 2 3; do
   cp "$tmp/damaged.hds" "$disk"
   repair 0 --repair=all "$disk"
 done
@@ -297,6 +334,8 @@ repair 1 --repair=some "$disk"
 repair 1 --backup "$disk"
 repair 1 --dry-run "$disk"
 repair 1 --repair=all --backup --no-backup "$disk"
+repair 1 --repair=all --allow-outside "$disk"
+grep -q 'allow-outside is only' "$tmp/log" || { cat "$tmp/log"; fail "--allow-outside"; }
 start_nbdkit file="$disk"
 repair 1 --repair=all "$disk"
 grep -q 'in use' "$tmp/log" || fail "a served image"
