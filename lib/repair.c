@@ -32,7 +32,7 @@ struct repair {
 
   GArray *faults;               /* of struct bat_fault: errors */
   GArray *behind;               /* of uint32_t: entries of zeros behind the end */
-  GArray *extension;            /* of uint64_t, bytes, sorted: clusters that are in use */
+  GArray *extension;            /* of uint64_t, bytes, sorted: clusters in use */
   bool drops_extension;
   bool closes;
   bool is_to_change;            /* this image */
