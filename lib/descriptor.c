@@ -903,3 +903,16 @@ descriptor_open_file (const struct descriptor *descriptor,
                : g_build_filename (descriptor->directory, image->file, NULL);
   return fd;
 }
+
+bool
+descriptor_is_file_of (const struct descriptor *descriptor,
+                       const struct descriptor_image *image,
+                       const struct stat *st, bool if_unknown)
+{
+  struct stat named;
+
+  if (fstatat (descriptor->directory_fd, image->file, &named,
+               AT_NO_AUTOMOUNT) == -1)
+    return if_unknown && errno != ENOENT && errno != ENOTDIR && errno != ELOOP;
+  return named.st_dev == st->st_dev && named.st_ino == st->st_ino;
+}

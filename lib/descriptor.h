@@ -192,6 +192,13 @@ int descriptor_open_file (const struct descriptor *descriptor,
                           const struct descriptor_image *image,
                           bool allow_outside, char **path, GError **error);
 
+/* Is the file of IMAGE, wherever it lies, the one that ST is of?  IF_UNKNOWN, when it is
+ * there but cannot be examined.
+ */
+bool descriptor_is_file_of (const struct descriptor *descriptor,
+                            const struct descriptor_image *image,
+                            const struct stat *st, bool if_unknown);
+
 /* Change the descriptor in memory.  False with ERROR set (PLOOP_ERROR_ARGUMENT
  * for values that cannot be) and nothing changed.
  *

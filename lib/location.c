@@ -219,31 +219,12 @@ location_is_current (const struct location *location, GError **error)
 
 /* ---- A file that a descriptor knows ------------------------------------ */
 
-/* Is IMAGE, as DESCRIPTOR has it, the file that ST is of? */
-static bool
-is_file (const struct descriptor *descriptor,
-         const struct descriptor_image *image, const struct stat *st)
-{
-  g_autofree char *path = NULL;
-  const int fd = descriptor_open_file (descriptor, image, true, &path, NULL);
-  struct stat found;
-  bool same;
-
-  if (fd == -1)
-    return false;
-  same = fstat (fd, &found) == 0 && found.st_dev == st->st_dev
-         && found.st_ino == st->st_ino;
-  close (fd);
-  return same;
-}
-
-/* The GUID of the file PATH, or NULL. */
+/* The GUID of the file that ST is of, or NULL.  It may have other names than the one in
+ * the descriptor: links of both kinds.
+ */
 static const char *
-find_guid (const struct descriptor *descriptor, const char *path,
-           const struct stat *st)
+find_guid (const struct descriptor *descriptor, const struct stat *st)
 {
-  g_autofree char *name = g_path_get_basename (path);
-
   for (guint i = 0; i < descriptor->storages->len; i++) {
     const struct descriptor_storage *storage =
       g_ptr_array_index (descriptor->storages, i);
@@ -251,9 +232,8 @@ find_guid (const struct descriptor *descriptor, const char *path,
     for (guint j = 0; j < storage->images->len; j++) {
       const struct descriptor_image *image =
         g_ptr_array_index (storage->images, j);
-      g_autofree char *other = g_path_get_basename (image->file);
 
-      if (g_str_equal (name, other) && is_file (descriptor, image, st))
+      if (descriptor_is_file_of (descriptor, image, st, false))
         return image->guid;
     }
   }
@@ -285,7 +265,7 @@ location_find_owner (const char *path, const struct log *log)
   struct stat st;
   g_autoptr (Descriptor) descriptor = load_beside (path, &st, log);
 
-  return descriptor && find_guid (descriptor, path, &st)
+  return descriptor && find_guid (descriptor, &st)
            ? g_strdup (descriptor->path) : NULL;
 }
 
@@ -295,7 +275,7 @@ location_guid (const char *path, char **descriptor_path, char **parent)
   const struct log silent = { NULL, NULL };
   struct stat st;
   g_autoptr (Descriptor) descriptor = load_beside (path, &st, &silent);
-  const char *guid = descriptor ? find_guid (descriptor, path, &st) : NULL;
+  const char *guid = descriptor ? find_guid (descriptor, &st) : NULL;
   const struct descriptor_shot *shot =
     guid ? descriptor_find_shot (descriptor, guid) : NULL;
 
@@ -315,7 +295,7 @@ check_alone (struct location *location, const char *path,
   struct stat st;
   g_autoptr (Descriptor) descriptor = load_beside (path, &st, log);
   const char *guid =
-    descriptor ? find_guid (descriptor, path, &st) : NULL;
+    descriptor ? find_guid (descriptor, &st) : NULL;
   const struct descriptor_shot *shot =
     guid ? descriptor_find_shot (descriptor, guid) : NULL;
 

@@ -1,0 +1,102 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+# Proves that what changes a disk loses nothing where its descriptor, or the names of its
+# files, are not as a program would make them: files that are links, or have several
+# names, or lie deeper; a descriptor that names one file twice, or itself; one that does
+# not name its top; raw disks that are larger than clusters allow; chains that are longer
+# than can be.
+
+set -euo pipefail
+. "$abs_top_srcdir/tests/functions.sh"
+requires qemu-io cmp awk
+img=$PLOOP_IMG
+
+disk=$tmp/disk
+top='{5fbaabe3-6958-40ff-92a7-860e329aab41}'
+one='{11111111-1111-1111-1111-111111111111}'
+two='{22222222-2222-2222-2222-222222222222}'
+
+# new_disk: of 1 MiB, with data, and $tmp/raw that has the same.
+new_disk ()
+{
+  rm -rf "$disk" "$tmp/raw"
+  mkdir "$disk"
+  "$img" create -q --cluster-size=32K "$disk/root.hds" 1M
+  cat > "$disk/DiskDescriptor.xml" <<XML
+<?xml version="1.0"?>
+<Parallels_disk_image>
+  <Disk_Parameters><Disk_size>2048</Disk_size></Disk_Parameters>
+  <StorageData>
+    <Storage>
+      <Start>0</Start><End>2048</End><Blocksize>64</Blocksize>
+      <Image><GUID>$top</GUID><Type>Compressed</Type><File>root.hds</File></Image>
+    </Storage>
+  </StorageData>
+  <Snapshots>
+    <TopGUID>$top</TopGUID>
+    <Shot>
+      <GUID>$top</GUID>
+      <ParentGUID>{00000000-0000-0000-0000-000000000000}</ParentGUID>
+    </Shot>
+  </Snapshots>
+</Parallels_disk_image>
+XML
+  truncate -s 1M "$tmp/raw"
+  change 1
+}
+
+# change PATTERN: write to the disk and to what is wanted.
+change ()
+{
+  start_nbdkit file="$disk"
+  io_both "write -P $1 96k 200k"
+  stop_nbdkit
+}
+
+# add GUID PARENT FILE: a delta that the descriptor names.
+add ()
+{
+  sed -i "s#</Storage>#<Image><GUID>$1</GUID><Type>Compressed</Type><File>$3</File></Image></Storage>#
+          s#</Snapshots>#<Shot><GUID>$1</GUID><ParentGUID>$2</ParentGUID></Shot></Snapshots>#" \
+    "$disk/DiskDescriptor.xml"
+}
+
+# expect WHAT [SNAPSHOT]: the disk, or the snapshot, is what is wanted.
+expect ()
+{
+  "$img" compare -q ${2:+--snapshot="$2"} "$disk" "$tmp/raw" || fail "$1"
+}
+
+# state: all that must not change when nothing is changed.
+state ()
+{
+  (cd "$disk" && find . -type f ! -name '*.lck' -exec sha256sum {} + | sort -k 2)
+}
+
+# refused TEXT ARG...: exit status 1, TEXT, and nothing changed.
+refused ()
+{
+  local text=$1 before status=0
+  shift
+  before=$(state)
+  "$img" "$@" > "$tmp/log" 2>&1 || status=$?
+  [ $status -eq 1 ] || { cat "$tmp/log"; fail "$*: exit status $status, not 1"; }
+  grep -q -- "$text" "$tmp/log" || { cat "$tmp/log"; fail "$*: no '$text'"; }
+  [ "$(state)" = "$before" ] || fail "$*: refused, but something was changed"
+}
+
+say "a delta by another name"
+new_disk
+"$img" snapshot create -q --guid="$one" "$disk"
+change 2
+delta=$(find "$disk" -name 'root.hds.*')
+ln -s root.hds "$disk/soft"
+ln "$disk/root.hds" "$disk/hard"
+ln "$delta" "$disk/upper"
+for name in soft hard upper; do
+  refused 'is one delta of' resize --discard "$disk/$name" 512K
+done
+refused 'is one delta of' merge --base="$disk/hard" "$disk/upper"
+refused 'is one delta of' merge --base="$disk/soft" "$delta"
+expect "another name"
