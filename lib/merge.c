@@ -873,6 +873,12 @@ check_options (const char *path, const struct ploop_merge_options *options,
   else if (options->bases && !options->bases[0])
     g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_ARGUMENT,
                  "%s: has no bases to be merged into", path);
+  else if (options->bases
+           && g_strv_length ((gchar **) options->bases) >= CHAIN_MAX_LEVELS)
+    g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_ARGUMENT,
+                 "%s: has %u bases, but a chain has %u deltas at most: merge some "
+                 "of them first", path,
+                 g_strv_length ((gchar **) options->bases), CHAIN_MAX_LEVELS);
   else
     return true;
   return false;

@@ -100,3 +100,15 @@ done
 refused 'is one delta of' merge --base="$disk/hard" "$disk/upper"
 refused 'is one delta of' merge --base="$disk/soft" "$delta"
 expect "another name"
+
+say "more deltas than a chain can have"
+new_disk
+bases=()
+for ((n = 0; n < 254; n++)); do
+  cp "$disk/root.hds" "$tmp/$n.hds"
+  bases=(--base="$tmp/$n.hds" "${bases[@]}")
+done
+before=$(cat "$tmp"/*.hds | sha256sum)
+refused 'has 254 bases' merge -a "${bases[@]}" "$disk/root.hds"
+[ "$(cat "$tmp"/*.hds | sha256sum)" = "$before" ] || fail "a chain that is too long"
+rm "$tmp"/*.hds
