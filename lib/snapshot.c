@@ -154,6 +154,20 @@ new_guid (void)
   return descriptor_normalise_guid (uuid);
 }
 
+/* PATH, where a file lies, as the descriptor can name it.  What it calls that file may
+ * lead there by links: with a GUID behind it, it would lead elsewhere.
+ */
+static const char *
+name_below (const struct descriptor *descriptor, const char *path)
+{
+  const size_t length = strlen (descriptor->directory);
+
+  if (strncmp (path, descriptor->directory, length) != 0)
+    return path;
+  path += length;
+  return path + strspn (path, "/");
+}
+
 /* Beside the base, as ploop names it.  A name that is taken is not taken again. */
 static bool
 name_delta (const struct change *change, guint part, struct new_delta *new,
@@ -172,8 +186,7 @@ name_delta (const struct change *change, guint part, struct new_delta *new,
     return false;
   close (fd);
   new->path = g_strdup_printf ("%s.%s", base, guid);
-  new->file = g_strdup_printf (
-    "%s.%s", ((const struct descriptor_image *) chain->pdata[0])->file, guid);
+  new->file = g_strdup (name_below (descriptor, new->path));
   return true;
 }
 
@@ -243,6 +256,38 @@ create_deltas (struct change *change, GError **error)
   for (guint i = 0; i < change->deltas->len; i++)
     if (!create_delta (&g_array_index (change->deltas, struct new_delta, i),
                        error))
+      return false;
+  return true;
+}
+
+/* Will whoever reads the descriptor find them? */
+static bool
+find_delta (const struct descriptor *descriptor, guint part,
+            const struct new_delta *new, GError **error)
+{
+  const struct descriptor_image *image =
+    descriptor_find_image (descriptor, part, DESCRIPTOR_TOP_GUID);
+  g_autofree char *path = NULL;
+  const int fd = descriptor_open_file (descriptor, image, false, &path, error);
+
+  if (fd == -1)
+    return false;
+  close (fd);
+  if (strcmp (path, new->path) == 0)
+    return true;
+  g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_ARGUMENT,
+               "%s: <File> would be %s, which is not %s, but %s: are there links "
+               "among the names of the deltas?", descriptor->path, new->file,
+               new->path, path);
+  return false;
+}
+
+static bool
+find_deltas (const struct change *change, GError **error)
+{
+  for (guint i = 0; i < change->deltas->len; i++)
+    if (!find_delta (change->described.descriptor, i,
+                     &g_array_index (change->deltas, struct new_delta, i), error))
       return false;
   return true;
 }
@@ -380,7 +425,7 @@ store (struct change *change, const char *from, GError **error)
   struct descriptor *descriptor = change->described.descriptor;
   const struct stat before = descriptor->read;
 
-  if (create_deltas (change, error)
+  if (create_deltas (change, error) && find_deltas (change, error)
       && (!from || copy_bitmaps (change, from, error))
       && descriptor_store (descriptor, error)) {
     if (from)

@@ -112,3 +112,26 @@ before=$(cat "$tmp"/*.hds | sha256sum)
 refused 'has 254 bases' merge -a "${bases[@]}" "$disk/root.hds"
 [ "$(cat "$tmp"/*.hds | sha256sum)" = "$before" ] || fail "a chain that is too long"
 rm "$tmp"/*.hds
+
+say "a base that is a link to a file further down"
+new_disk
+mkdir "$disk/sub"
+mv "$disk/root.hds" "$disk/sub/real.hds"
+for link in sub/real.hds "$disk/sub/real.hds"; do
+  ln -sf "$link" "$disk/root.hds"
+  cp "$tmp/raw" "$tmp/before"
+  "$img" snapshot create -q --guid="$one" "$disk"
+  expect "a snapshot of a link"
+  change 2
+  "$img" snapshot switch -q --keep "$disk" "$one"
+  cp "$tmp/before" "$tmp/raw"
+  expect "switched"
+  change 3
+  other=$(awk -F '[<>]' '/<Shot>/ { shot = 1 } shot && /<GUID>/ { print $3 }' \
+    "$disk/DiskDescriptor.xml" | grep -v "$one\|$top")
+  "$img" snapshot delete -q "$disk" "$other"
+  "$img" merge -q "$disk"
+  expect "merged into a link"
+  [ -L "$disk/root.hds" ] || fail "the link is gone"
+  [ "$(find "$disk" -name '*.hds*' | wc -l)" -eq 2 ] || fail "a delta is left over"
+done
