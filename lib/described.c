@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -184,39 +185,45 @@ described_collect_files (struct described *described, const char *guid,
   return true;
 }
 
-static bool
-is_file_of (const struct descriptor *descriptor,
-            const struct descriptor_image *image, const struct stat *st)
+/* Does DESCRIPTOR name the file that ST is of, for any GUID but EXCEPT (may be NULL)?
+ * What cannot be told is taken for yes: the file stays.
+ */
+static const struct descriptor_image *
+find_name (const struct descriptor *descriptor, const struct stat *st,
+           const char *except)
 {
-  g_autofree char *path = NULL;
-  const int fd = descriptor_open_file (descriptor, image, true, &path, NULL);
-  struct stat named;
-  bool same;
-
-  if (fd == -1)
-    return false;
-  same = fstat (fd, &named) == 0 && named.st_dev == st->st_dev
-         && named.st_ino == st->st_ino;
-  close (fd);
-  return same;
-}
-
-static bool
-is_named (const struct descriptor *descriptor, const char *path)
-{
-  struct stat st;
-
-  if (stat (path, &st) == -1)
-    return false;
   for (guint i = 0; i < descriptor->storages->len; i++) {
     const struct descriptor_storage *storage =
       g_ptr_array_index (descriptor->storages, i);
 
-    for (guint j = 0; j < storage->images->len; j++)
-      if (is_file_of (descriptor, g_ptr_array_index (storage->images, j), &st))
-        return true;
+    for (guint j = 0; j < storage->images->len; j++) {
+      const struct descriptor_image *image =
+        g_ptr_array_index (storage->images, j);
+
+      if ((!except || strcmp (image->guid, except) != 0)
+          && descriptor_is_file_of (descriptor, image, st, true))
+        return image;
+    }
   }
-  return false;
+  return NULL;
+}
+
+/* A descriptor from strangers may have had its own name, or its lock's, for a delta. */
+static bool
+is_needed (const struct described *described, const char *path)
+{
+  const struct descriptor *descriptor = described->descriptor;
+  struct stat st, lock;
+
+  if (stat (path, &st) == -1)
+    return false;
+  if (st.st_dev == descriptor->read.st_dev
+      && st.st_ino == descriptor->read.st_ino)
+    return true;
+  if (fstat (described->lock_fd, &lock) == 0 && st.st_dev == lock.st_dev
+      && st.st_ino == lock.st_ino)
+    return true;
+  return find_name (descriptor, &st, NULL) != NULL;
 }
 
 bool
@@ -228,7 +235,7 @@ described_remove_files (const struct described *described,
   for (guint i = 0; i < paths->len; i++) {
     const char *path = g_ptr_array_index (paths, i);
 
-    if (is_named (described->descriptor, path) || unlink (path) == 0
+    if (is_needed (described, path) || unlink (path) == 0
         || errno == ENOENT)
       continue;
     if (ok)

@@ -135,3 +135,14 @@ for link in sub/real.hds "$disk/sub/real.hds"; do
   [ -L "$disk/root.hds" ] || fail "the link is gone"
   [ "$(find "$disk" -name '*.hds*' | wc -l)" -eq 2 ] || fail "a delta is left over"
 done
+
+say "a descriptor that names itself, and its lock"
+for name in DiskDescriptor.xml DiskDescriptor.xml.lck; do
+  new_disk
+  "$img" snapshot create -q --guid="$one" "$disk"
+  add "$two" "$one" $name
+  "$img" snapshot delete -q "$disk" "$two"
+  [ -e "$disk/$name" ] || fail "$name was removed"
+  expect "$name is what it was"
+  if grep -q "$two" "$disk/DiskDescriptor.xml"; then fail "$two is still there"; fi
+done
