@@ -208,6 +208,34 @@ find_name (const struct descriptor *descriptor, const struct stat *st,
   return NULL;
 }
 
+bool
+described_has_own_files (const struct described *described, const char *guid,
+                         GError **error)
+{
+  const struct descriptor *descriptor = described->descriptor;
+
+  for (guint i = 0; i < descriptor->storages->len; i++) {
+    const struct descriptor_image *image =
+      descriptor_find_image (descriptor, i, guid);
+    const struct descriptor_image *other;
+    struct stat st;
+
+    if (!image
+        || fstatat (descriptor->directory_fd, image->file, &st, 0) == -1)
+      continue;                 /* opening it says why */
+    other = find_name (descriptor, &st, guid);
+    if (!other)
+      continue;
+    g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_CORRUPT,
+                 "%s: <File> of %s is %s, and that of %s is %s: they are one file, "
+                 "or it cannot be told: a write to one would change the other",
+                 descriptor->path, image->guid, image->file, other->guid,
+                 other->file);
+    return false;
+  }
+  return true;
+}
+
 /* A descriptor from strangers may have had its own name, or its lock's, for a delta. */
 static bool
 is_needed (const struct described *described, const char *path)

@@ -47,6 +47,12 @@ void described_forget (struct location *location);
 bool described_is_sound (const struct described *described, const char *guid,
                          GError **error);
 
+/* Has the image of GUID, in each storage, its file to itself?  If not, a write to it would
+ * change what another GUID has: returns false and sets ERROR.
+ */
+bool described_has_own_files (const struct described *described,
+                              const char *guid, GError **error);
+
 /* The names of files, to be removed when nothing names them any more: that of GUID in
  * each storage, if it is there, is added to PATHS (of char *).  With LOCK, nobody else
  * may use them from now on.  Returns false and sets ERROR when one cannot be opened, or

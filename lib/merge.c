@@ -708,7 +708,8 @@ merge_range (struct merge *merge, const char *lower, const char *upper,
   const struct descriptor *descriptor = merge->described->descriptor;
   g_autoptr (GPtrArray) range = list_range (descriptor, lower, upper, error);
 
-  if (!range || !nothing_else_rests_on (descriptor, range, error))
+  if (!range || !nothing_else_rests_on (descriptor, range, error)
+      || !described_has_own_files (merge->described, lower, error))
     return -1;
   return merge_parts (merge, range, error);
 }

@@ -15,6 +15,7 @@ img=$PLOOP_IMG
 disk=$tmp/disk
 top='{5fbaabe3-6958-40ff-92a7-860e329aab41}'
 one='{11111111-1111-1111-1111-111111111111}'
+none='{00000000-0000-0000-0000-000000000000}'
 two='{22222222-2222-2222-2222-222222222222}'
 
 # new_disk: of 1 MiB, with data, and $tmp/raw that has the same.
@@ -37,7 +38,7 @@ new_disk ()
     <TopGUID>$top</TopGUID>
     <Shot>
       <GUID>$top</GUID>
-      <ParentGUID>{00000000-0000-0000-0000-000000000000}</ParentGUID>
+      <ParentGUID>$none</ParentGUID>
     </Shot>
   </Snapshots>
 </Parallels_disk_image>
@@ -146,3 +147,31 @@ for name in DiskDescriptor.xml DiskDescriptor.xml.lck; do
   expect "$name is what it was"
   if grep -q "$two" "$disk/DiskDescriptor.xml"; then fail "$two is still there"; fi
 done
+
+say "a file that two have"
+for file in root.hds ./root.hds hard; do
+  new_disk
+  "$img" snapshot create -q --guid="$one" "$disk"
+  cp "$tmp/raw" "$tmp/before"
+  change 2
+  ln "$disk/root.hds" "$disk/hard"
+  add "$two" "$none" $file
+  refused 'they are one file' merge "$disk"
+  refused 'they are one file' snapshot delete "$disk" "$one"
+  expect "a file that two have"
+  "$img" compare -q --snapshot="$two" "$disk" "$tmp/before" || fail "its other snapshot"
+  # Nothing is written to what is only removed.
+  "$img" snapshot delete -q "$disk" "$two"
+  expect "a file that two had"
+done
+
+say "a split disk of which a part is broken"
+new_disk
+"$img" snapshot create -q --guid="$one" "$disk"
+"$img" resize -q "$disk" 2M
+truncate -s 1M "$disk/root.hds" "$disk/b.hds" "$disk/c.hds"
+head -c 1M /dev/urandom > "$disk/root.hds"
+sed -i "s/Compressed/Plain/
+        s#</StorageData>#<Storage><Start>4096</Start><End>6144</End><Blocksize>64</Blocksize><Image><GUID>$one</GUID><Type>Plain</Type><File>b.hds</File></Image><Image><GUID>$top</GUID><Type>Compressed</Type><File>c.hds</File></Image></Storage>&#" \
+  "$disk/DiskDescriptor.xml"
+refused 'not an expandable ploop image' merge "$disk"
