@@ -41,6 +41,7 @@ struct merging {
   uint8_t *bufs[PIECES_NR_THREADS];
   struct pieces pieces;
   uint64_t to_copy;             /* bytes, of clusters */
+  bool begun;                   /* it may have been written to */
 };
 
 static const char *
@@ -387,7 +388,7 @@ close_target (struct merging *merging, GError **error)
 {
   int r = 0;
 
-  if (merging->raw && !merging->raw->read_only)
+  if (merging->raw && merging->begun)
     r = finish_raw (merging, error);
   delta_close (merging->raw);
   if (merging->image && ploop_close (merging->image, error) == -1)
@@ -509,10 +510,11 @@ copy_part (const struct merge *merge, struct part_merging *part,
            GError **error)
 {
   struct merging *merging = &part->merging;
-  int r = prepare_target (part, merge->log, error)
-              && recover_target (merging, error)
-            ? copy_all (merging, error) : -1;
+  int r;
 
+  merging->begun = true;
+  r = prepare_target (part, merge->log, error) && recover_target (merging, error)
+        ? copy_all (merging, error) : -1;
   if (close_target (merging, r == 0 ? error : NULL) == -1)
     r = -1;
   merging->raw = NULL;
