@@ -435,12 +435,17 @@ static int
 resize_raw (struct resize *resize, bool dry_run, GError **error)
 {
   const struct delta *delta = resize->mover.delta;
+  const uint64_t max = (uint64_t) FORMAT_MAX_ENTRIES * delta->layout.cluster_size;
   int r;
 
-  if (resize->size == 0 || resize->size % FORMAT_SECTOR_SIZE != 0) {
+  /* Nobody would open it any more. */
+  if (resize->size == 0 || resize->size % FORMAT_SECTOR_SIZE != 0
+      || resize->size > max) {
     g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_ARGUMENT,
                  "%s: disk size cannot become %" G_GUINT64_FORMAT " bytes: must be a "
-                 "multiple of 512", delta->path, resize->size);
+                 "multiple of 512, and at most the %" G_GUINT64_FORMAT " that "
+                 "clusters of %" G_GUINT32_FORMAT " bytes allow", delta->path,
+                 resize->size, max, delta->layout.cluster_size);
     return -1;
   }
   if (resize->size < delta->file_size && judge_raw (resize, delta, error) == -1)

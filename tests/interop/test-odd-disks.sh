@@ -175,3 +175,12 @@ sed -i "s/Compressed/Plain/
         s#</StorageData>#<Storage><Start>4096</Start><End>6144</End><Blocksize>64</Blocksize><Image><GUID>$one</GUID><Type>Plain</Type><File>b.hds</File></Image><Image><GUID>$top</GUID><Type>Compressed</Type><File>c.hds</File></Image></Storage>&#" \
   "$disk/DiskDescriptor.xml"
 refused 'not an expandable ploop image' merge "$disk"
+
+say "a raw disk larger than its clusters allow"
+new_disk
+cp "$tmp/raw" "$disk/root.hds"
+sed -i 's/Compressed/Plain/; s#<Blocksize>64#<Blocksize>1#' "$disk/DiskDescriptor.xml"
+expect "a raw disk"
+refused 'at most the 274877906432 that' resize "$disk" 256G
+refused 'at most the 274877906432 that' resize --dry-run "$disk" 4T
+expect "a raw disk that keeps its size"
