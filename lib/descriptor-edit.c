@@ -236,8 +236,11 @@ descriptor_rename (struct descriptor *descriptor, const char *guid,
   /* The caller may have it from what is read anew. */
   g_autofree char *old = g_strdup (guid);
 
+  /* A top that is not named would be found by its GUID, and not be found any more. */
   return write_shots (descriptor, error)
-         && made (descriptor, rename_all (descriptor, old, new_guid), error)
+         && made (descriptor,
+                  set_top_text (descriptor, descriptor->top_guid)
+                    && rename_all (descriptor, old, new_guid), error)
          && descriptor_parse (descriptor, error);
 }
 

@@ -10,7 +10,8 @@
  *
  * Names are given as ploop gives them: the delta that is written to is always
  * DESCRIPTOR_TOP_GUID, and what was that gets a name of its own.  Where an old
- * descriptor calls its top otherwise, that keeps its name.
+ * descriptor calls its top otherwise, that keeps its name; where it calls its base so,
+ * a new top has a random one.
  *
  * Changed-block bitmaps go from what was the top to what is it: copied before the
  * descriptor is replaced, and removed after that.
@@ -266,7 +267,7 @@ find_delta (const struct descriptor *descriptor, guint part,
             const struct new_delta *new, GError **error)
 {
   const struct descriptor_image *image =
-    descriptor_find_image (descriptor, part, DESCRIPTOR_TOP_GUID);
+    descriptor_find_image (descriptor, part, descriptor->top_guid);
   g_autofree char *path = NULL;
   const int fd = descriptor_open_file (descriptor, image, false, &path, error);
 
@@ -399,20 +400,25 @@ rename_top (struct descriptor *descriptor, const char *guid, GError **error)
          || descriptor_rename (descriptor, descriptor->top_guid, guid, error);
 }
 
-/* The new deltas are the top, over PARENT. */
+/* The new deltas are the top, over PARENT.  In descriptors of the first ploops, the base
+ * has the name that is the top's today, and keeps it.
+ */
 static bool
 describe_deltas (struct change *change, const char *parent, GError **error)
 {
   struct descriptor *descriptor = change->described.descriptor;
+  g_autofree char *guid =
+    descriptor_find_shot (descriptor, DESCRIPTOR_TOP_GUID)
+      ? new_guid () : g_strdup (DESCRIPTOR_TOP_GUID);
 
-  if (!descriptor_add_shot (descriptor, DESCRIPTOR_TOP_GUID, parent, error))
+  if (!descriptor_add_shot (descriptor, guid, parent, error))
     return false;
   for (guint i = 0; i < change->deltas->len; i++)
     if (!descriptor_add_image (
-          descriptor, i, DESCRIPTOR_TOP_GUID,
+          descriptor, i, guid,
           g_array_index (change->deltas, struct new_delta, i).file, error))
       return false;
-  return descriptor_set_top (descriptor, DESCRIPTOR_TOP_GUID, error)
+  return descriptor_set_top (descriptor, guid, error)
          && described_is_sound (&change->described, NULL, error);
 }
 

@@ -184,3 +184,53 @@ expect "a raw disk"
 refused 'at most the 274877906432 that' resize "$disk" 256G
 refused 'at most the 274877906432 that' resize --dry-run "$disk" 4T
 expect "a raw disk that keeps its size"
+
+# shots: the GUIDs of all deltas but the top.
+shots ()
+{
+  awk -F '[<>]' '/<TopGUID>/ { top = $3 } /<Shot>/ { shot = 1 }
+                 shot && /<GUID>/ { print $3 }
+                 END { print top }' "$disk/DiskDescriptor.xml" | sort | uniq -u
+}
+
+# round: a snapshot, back to it, and all into the base.
+round ()
+{
+  local guid
+  "$img" snapshot create -q --guid="$two" "$disk" || fail "$1: create"
+  cp "$tmp/raw" "$tmp/before"
+  expect "$1, with a snapshot"
+  change 4
+  "$img" snapshot switch -q --keep "$disk" "$two" || fail "$1: switch"
+  mv "$tmp/before" "$tmp/raw"
+  expect "$1, switched"
+  change 5
+  "$img" snapshot create -q "$disk"
+  change 6
+  while [ -n "$(shots)" ]; do
+    for guid in $(shots); do
+      "$img" snapshot delete -q "$disk" "$guid" 2> /dev/null || continue
+      expect "$1, $guid deleted"
+      continue 2
+    done
+    fail "$1: none of $(shots) can be deleted"
+  done
+  [ "$(find "$disk" -name '*.hds*' | wc -l)" -eq 1 ] || fail "$1: a delta is left over"
+}
+
+say "a tree that does not name its top"
+new_disk
+"$img" snapshot create -q --guid="$one" "$disk"
+change 2
+"$img" snapshot switch -q --keep "$disk" "$one"
+change 2
+sed -i '/<TopGUID>/d' "$disk/DiskDescriptor.xml"
+round "no <TopGUID>"
+
+say "a base that has the name of the top, as the first ploops had it"
+new_disk
+"$img" snapshot create -q --guid="$one" "$disk"
+change 2
+sed -i "s/$top/{aaaaaaaa-aaaa-aaaa-aaaa-aaaaaaaaaaaa}/; s/$one/$top/" \
+  "$disk/DiskDescriptor.xml"
+round "the first ploops"
