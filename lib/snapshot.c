@@ -44,6 +44,7 @@ struct change {
   const struct log *log;
   bool dry_run;
   GArray *deltas;               /* of struct new_delta, by storage */
+  GPtrArray *frozen;            /* of struct image: stopped, and kept from others */
 };
 
 static guint
@@ -61,17 +62,25 @@ clear_delta (gpointer opaque)
   g_free (delta->file);
 }
 
+static void
+free_frozen (gpointer image)
+{
+  image_free (image);
+}
+
 static bool
 begin (struct change *change, const char *path, GError **error)
 {
   change->deltas = g_array_new (FALSE, TRUE, sizeof (struct new_delta));
   g_array_set_clear_func (change->deltas, clear_delta);
+  change->frozen = g_ptr_array_new_with_free_func (free_frozen);
   return described_open (&change->described, path, !change->dry_run, error);
 }
 
 static void
 end (struct change *change)
 {
+  g_ptr_array_unref (change->frozen);
   described_close (&change->described);
   g_array_unref (change->deltas);
 }
@@ -350,7 +359,8 @@ static bool
 copy_bitmaps_of (const struct change *change, guint part, const char *guid,
                  GError **error)
 {
-  struct delta *from = open_delta (change, part, guid, DELTA_LOCK_READER, error);
+  /* It is frozen. */
+  struct delta *from = open_delta (change, part, guid, DELTA_LOCK_NONE, error);
   struct delta *to = NULL;
   bool ok = from != NULL;
 
@@ -434,6 +444,7 @@ store (struct change *change, const char *from, GError **error)
   if (create_deltas (change, error) && find_deltas (change, error)
       && (!from || copy_bitmaps (change, from, error))
       && descriptor_store (descriptor, error)) {
+    g_ptr_array_set_size (change->frozen, 0);
     if (from)
       remove_bitmaps (change, from);
     return true;
@@ -475,7 +486,9 @@ choose_guid (const struct descriptor *descriptor, const char *guid,
 
 /* ---- Taking one -------------------------------------------------------- */
 
-/* Every delta below the new ones is sound, and closed. */
+/* Every delta below the new ones is sound, and closed; and nobody opens it to write to
+ * it before the descriptor says that it is not the top: qemu knows no lock but its own.
+ */
 static bool
 freeze_part (struct change *change, guint part, GError **error)
 {
@@ -488,8 +501,10 @@ freeze_part (struct change *change, guint part, GError **error)
     return false;
   ok = judge_top (image, !change->dry_run, error) && recover (image, error)
        && plan_delta (change, part, image, error);
-  if (close_chain (image, &location, ok ? error : NULL) == -1)
+  if (image_stop (image, ok ? error : NULL) == -1)
     ok = false;
+  described_forget (&location);
+  g_ptr_array_add (change->frozen, image);
   return ok;
 }
 

@@ -234,3 +234,37 @@ change 2
 sed -i "s/$top/{aaaaaaaa-aaaa-aaaa-aaaa-aaaaaaaaaaaa}/; s/$one/$top/" \
   "$disk/DiskDescriptor.xml"
 round "the first ploops"
+
+# may_write FILE: can a program that knows only the locks of files write to it?
+may_write ()
+{
+  qemu-io -f raw -c 'write -P 9 33k 1k' "$1" > "$tmp/io.log" 2>&1
+}
+
+# The descriptor is replaced late, while somebody tries.
+if command -v strace > /dev/null && strace -o "$tmp/log" true 2> /dev/null; then
+  say "others are kept out until the descriptor is replaced"
+  for command in "snapshot create" "snapshot switch --keep" \
+      "snapshot switch --discard" merge; do
+    new_disk
+    "$img" snapshot create -q --guid="$one" "$disk"
+    change 2
+    delta=$(find "$disk" -name 'root.hds.*')
+    args=()
+    case $command in *switch*) args=("$one") ;; esac
+    may_write "$delta" || { cat "$tmp/io.log"; fail "$delta cannot be written to"; }
+    cp "$delta" "$tmp/before.hds"
+    # shellcheck disable=SC2086  # several words
+    strace -f -o "$tmp/log" -e trace=renameat,renameat2,rename \
+      -e inject=renameat,renameat2,rename:delay_enter=1500000 \
+      "$img" $command -q "$disk" ${args[@]+"${args[@]}"} &
+    tracer=$!
+    wait_until compgen -G "$disk/.DiskDescriptor.xml.*" > /dev/null ||
+      fail "$command: the descriptor is not replaced"
+    if may_write "$delta"; then fail "$command: qemu could write to $delta"; fi
+    wait $tracer || fail "$command"
+    if [ -e "$delta" ] && ! cmp -s "$delta" "$tmp/before.hds"; then
+      fail "$command: $delta was changed"
+    fi
+  done
+fi
