@@ -332,6 +332,15 @@ give_back_bat (struct resize *resize)
            ? 0 : mover_clear (mover, end - start, start);
 }
 
+/* With the header that it has, the file need not be longer than it was, but for clusters
+ * that were moved behind its end.
+ */
+static void
+take_back (struct mover *mover)
+{
+  mover_cut (mover, MAX (mover_end (mover), mover->delta->file_size));
+}
+
 static int
 run (struct resize *resize, GError **error)
 {
@@ -341,7 +350,9 @@ run (struct resize *resize, GError **error)
   if (r == 0) {
     mover_tell (mover, 0);
     r = mover->interrupted ? -ECANCELED : prepare (resize);
-    if (r == 0)
+    if (r < 0)
+      take_back (mover);
+    else
       r = replace_header (resize);
     if (r == 0)
       r = give_back_bat (resize);

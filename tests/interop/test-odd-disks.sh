@@ -267,4 +267,18 @@ if command -v strace > /dev/null && strace -o "$tmp/log" true 2> /dev/null; then
       fail "$command: $delta was changed"
     fi
   done
+
+  say "no space for what is in the way of a longer BAT"
+  new_disk
+  size=$(stat -c %s "$disk/root.hds")
+  # The first write is the mark, the second one what is copied.
+  if strace -f -o "$tmp/trace" -e trace=pwrite64 \
+      -e inject=pwrite64:error=ENOSPC:when=2 \
+      "$img" resize -q "$disk" 2T 2> "$tmp/log"; then
+    fail "resized, without the space for it"
+  fi
+  grep -q 'cannot be moved' "$tmp/log" || { cat "$tmp/log"; fail "another error"; }
+  expect "a disk that could not be resized"
+  [ "$(stat -c %s "$disk/root.hds")" -eq "$size" ] || fail "the file is longer now"
+  "$img" check -q "$disk" || fail "check"
 fi
