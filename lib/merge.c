@@ -175,6 +175,24 @@ may_lose_bitmaps (const struct merging *merging)
          && carries_bitmaps (chain_top (&merging->upper));
 }
 
+/* To be asked before anything is spoilt for it. */
+static bool
+can_grow (const struct merging *merging, GError **error)
+{
+  const struct delta *delta =
+    merging->raw ? NULL : merging->image->parts[0].image->disk.delta;
+  struct format_header header;
+  struct format_layout layout;
+
+  if (!delta || delta->layout.size >= merging->size
+      || format_resize_header (&delta->header, &delta->layout, merging->size,
+                               &header, &layout, error))
+    return true;
+  g_prefix_error (error, "%s: must become as large as %s, above it: ", delta->path,
+                  chain_top (&merging->upper)->path);
+  return false;
+}
+
 static bool
 judge_target (const struct merging *merging, bool writer, GError **error)
 {
@@ -209,7 +227,7 @@ judge_target (const struct merging *merging, bool writer, GError **error)
                  "changed-block bitmaps (ploop-img bitmap remove)",
                  target_path (merging));
   else
-    return true;
+    return can_grow (merging, error);
   return false;
 }
 

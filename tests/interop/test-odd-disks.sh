@@ -235,6 +235,30 @@ sed -i "s/$top/{aaaaaaaa-aaaa-aaaa-aaaa-aaaaaaaaaaaa}/; s/$one/$top/" \
   "$disk/DiskDescriptor.xml"
 round "the first ploops"
 
+say "a lower delta that cannot become as large as the upper one"
+new_disk
+rm "$disk/root.hds"
+"$img" create -q --version=1 --cluster-size=1M "$disk/root.hds" 1M
+sed -i 's#<Blocksize>64#<Blocksize>2048#' "$disk/DiskDescriptor.xml"
+"$img" snapshot create -q --guid="$one" "$disk"
+"$img" create -q --force --version=2 --cluster-size=1M "$(echo "$disk"/root.hds.*)" 3T
+refused 'must become as large as' merge --dry-run "$disk"
+refused 'must become as large as' merge "$disk"
+
+say "a descriptor that cannot be read"
+new_disk
+"$img" snapshot create -q --guid="$one" "$disk"
+change 2
+truncate -s -20 "$disk/DiskDescriptor.xml"
+delta=$(find "$disk" -name 'root.hds.*')
+refused 'not well-formed' merge --base="$disk/root.hds" "$delta"
+refused 'move it away' resize "$disk/root.hds" 2M
+mv "$disk/DiskDescriptor.xml" "$tmp"
+"$img" resize -q "$delta" 2M
+"$img" merge -q --base="$disk/root.hds" "$delta"
+truncate -s 2M "$tmp/raw"
+"$img" compare -q "$disk/root.hds" "$tmp/raw" || fail "without the descriptor"
+
 # may_write FILE: can a program that knows only the locks of files write to it?
 may_write ()
 {
