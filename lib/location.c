@@ -240,41 +240,43 @@ find_guid (const struct descriptor *descriptor, const struct stat *st)
   return NULL;
 }
 
-/* The descriptor beside PATH may know that it is only one delta of many.  One that
- * cannot be read knows nothing, which is worth a warning.
+/* The descriptor beside PATH may know that it is only one delta of many.  NULL when there
+ * is none; or, with ERROR set, when it cannot be read, and so nothing is known.
  */
 static struct descriptor *
-load_beside (const char *path, struct stat *st, const struct log *log)
+load_beside (const char *path, struct stat *st, GError **error)
 {
   char *resolved = realpath (path, NULL);
   g_autofree char *xml = resolved ? lock_descriptor_name (resolved) : NULL;
   const bool found = xml && access (xml, F_OK) == 0 && stat (resolved, st) == 0;
-  g_autoptr (GError) error = NULL;
-  struct descriptor *descriptor = found ? descriptor_load (xml, &error) : NULL;
 
   free (resolved);
-  if (found && !descriptor)
-    log_warning (log, "%s: served by itself, but whether it is one delta of many "
-                 "is not known: %s", path, error->message);
-  return descriptor;
+  return found ? descriptor_load (xml, error) : NULL;
 }
 
-char *
-location_find_owner (const char *path, const struct log *log)
+bool
+location_find_owner (const char *path, char **owner, GError **error)
 {
   struct stat st;
-  g_autoptr (Descriptor) descriptor = load_beside (path, &st, log);
+  g_autoptr (GError) why = NULL;
+  g_autoptr (Descriptor) descriptor = load_beside (path, &st, &why);
 
-  return descriptor && find_guid (descriptor, &st)
-           ? g_strdup (descriptor->path) : NULL;
+  *owner = descriptor && find_guid (descriptor, &st)
+             ? g_strdup (descriptor->path) : NULL;
+  if (!why)
+    return true;
+  g_propagate_prefixed_error (
+    error, g_steal_pointer (&why),
+    "%s: whether it is one delta of many is not known: mend the descriptor, or move "
+    "it away: ", path);
+  return false;
 }
 
 char *
 location_guid (const char *path, char **descriptor_path, char **parent)
 {
-  const struct log silent = { NULL, NULL };
   struct stat st;
-  g_autoptr (Descriptor) descriptor = load_beside (path, &st, &silent);
+  g_autoptr (Descriptor) descriptor = load_beside (path, &st, NULL);
   const char *guid = descriptor ? find_guid (descriptor, &st) : NULL;
   const struct descriptor_shot *shot =
     guid ? descriptor_find_shot (descriptor, guid) : NULL;
@@ -293,12 +295,16 @@ check_alone (struct location *location, const char *path,
              GError **error)
 {
   struct stat st;
-  g_autoptr (Descriptor) descriptor = load_beside (path, &st, log);
+  g_autoptr (GError) why = NULL;
+  g_autoptr (Descriptor) descriptor = load_beside (path, &st, &why);
   const char *guid =
     descriptor ? find_guid (descriptor, &st) : NULL;
   const struct descriptor_shot *shot =
     guid ? descriptor_find_shot (descriptor, guid) : NULL;
 
+  if (why)
+    log_warning (log, "%s: served by itself, but whether it is one delta of many "
+                 "is not known: %s", path, why->message);
   if (!shot)
     return true;
   if (shot->parent_guid) {

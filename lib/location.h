@@ -40,8 +40,10 @@ bool location_find (struct location *location, const char *path, unsigned part,
  */
 char *location_descriptor (const char *path);
 
-/* The DiskDescriptor.xml beside the file PATH, if it names that file (g_free); or NULL. */
-char *location_find_owner (const char *path, const struct log *log);
+/* *OWNER becomes the DiskDescriptor.xml beside the file PATH, if it names that file
+ * (g_free); or NULL.  Returns false and sets ERROR when there is one that cannot be read.
+ */
+bool location_find_owner (const char *path, char **owner, GError **error);
 
 /* Add the image that DESCRIPTOR knows to DELTAS (of struct chain_source), above those
  * that there are.  ALLOW_OUTSIDE and errors as of descriptor_open_file.

@@ -740,13 +740,14 @@ merge_range (struct merge *merge, const char *lower, const char *upper,
  * is not one any more.
  */
 static bool
-is_free_of_descriptors (const GArray *sources, const struct log *log,
-                        GError **error)
+is_free_of_descriptors (const GArray *sources, GError **error)
 {
   for (guint i = 0; i < sources->len; i++) {
     const char *path = g_array_index (sources, struct chain_source, i).path;
-    g_autofree char *descriptor = location_find_owner (path, log);
+    g_autofree char *descriptor = NULL;
 
+    if (!location_find_owner (path, &descriptor, error))
+      return false;
     if (!descriptor)
       continue;
     g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_ARGUMENT,
@@ -812,7 +813,7 @@ merge_files (struct merge *merge, const char *path,
   int r = -1;
 
   add_sources (sources, path, options->bases);
-  if (is_free_of_descriptors (sources, merge->log, error)
+  if (is_free_of_descriptors (sources, error)
       && lock_beside (sources, !merge->dry_run, fds, error)
       && open_part (merge, &part, options->all ? 1 : sources->len - 1, error))
     r = merge->dry_run ? 0 : copy_part (merge, &part, error);

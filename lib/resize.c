@@ -498,9 +498,11 @@ static int
 resize_file (struct resize *resize, const char *path, bool dry_run,
              GError **error)
 {
-  g_autofree char *owner = location_find_owner (path, &resize->mover.log);
+  g_autofree char *owner = NULL;
   struct delta *delta;
 
+  if (!location_find_owner (path, &owner, error))
+    return -1;
   if (owner) {
     g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_ARGUMENT,
                  "%s: is one delta of %s, which says how large the disk is: give "

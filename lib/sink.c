@@ -77,10 +77,12 @@ free_sink (struct sink *sink)
 
 /* Of a disk that others know by its descriptor: these respect the lock of that. */
 static bool
-lock_owner (struct sink *sink, const struct log *log, GError **error)
+lock_owner (struct sink *sink, GError **error)
 {
-  g_autofree char *owner = location_find_owner (sink->name, log);
+  g_autofree char *owner = NULL;
 
+  if (!location_find_owner (sink->name, &owner, error))
+    return false;
   if (!owner)
     return true;
   if (!sink->in_place)
@@ -93,20 +95,20 @@ lock_owner (struct sink *sink, const struct log *log, GError **error)
 }
 
 static bool
-lock_old (struct sink *sink, const struct log *log, GError **error)
+lock_old (struct sink *sink, GError **error)
 {
   if (!sink->in_place && !lock_image (sink->old_fd, sink->name, true, error)) {
     g_prefix_error (error, "%s: ", sink->name);
     return false;
   }
-  return lock_owner (sink, log, error);
+  return lock_owner (sink, error);
 }
 
 /* What is there already, if anything: may it be replaced?  It is kept locked until
  * it has been.
  */
 static bool
-look_at_old (struct sink *sink, const struct log *log, GError **error)
+look_at_old (struct sink *sink, GError **error)
 {
   struct stat st;
 
@@ -129,7 +131,7 @@ look_at_old (struct sink *sink, const struct log *log, GError **error)
     error_set_system (error, errno, "%s: cannot be replaced", sink->name);
     return false;
   }
-  return lock_old (sink, log, error);
+  return lock_old (sink, error);
 }
 
 /* Emptied only when it is locked: another copy may be on its way to it. */
@@ -288,7 +290,7 @@ static bool
 open_file (struct sink *sink, const struct sink_options *options,
            const struct log *log, bool *interrupted, GError **error)
 {
-  if (!look_at_old (sink, log, error)
+  if (!look_at_old (sink, error)
       || (sink->descriptor && !descriptor_new_is_possible (sink->name, error)))
     return false;
   sink->part = g_strconcat (sink->name, ".part", NULL);
