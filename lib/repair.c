@@ -15,6 +15,7 @@
 
 #include <errno.h>
 #include <stdarg.h>
+#include <string.h>
 
 #include "backup.h"
 #include "bat.h"
@@ -126,6 +127,25 @@ overlaps_itself (const struct repair *repair)
   return false;
 }
 
+/* Bitmaps of another disk, or two by one name: of no use to anybody. */
+static bool
+is_useless (const struct repair *repair, const struct extension *extension)
+{
+  for (guint i = 0; i < extension->bitmaps->len; i++) {
+    const struct extension_bitmap *bitmap =
+      &g_array_index (extension->bitmaps, struct extension_bitmap, i);
+
+    if (bitmap->size_sectors != image (repair)->header.size_sectors)
+      return true;
+    for (guint j = 0; j < i; j++)
+      if (memcmp (bitmap->uuid,
+                  g_array_index (extension->bitmaps, struct extension_bitmap,
+                                 j).uuid, sizeof bitmap->uuid) == 0)
+        return true;
+  }
+  return false;
+}
+
 /* Is what the header says of bitmaps true?  Then they are to be kept. */
 static void
 look_at_extension (struct repair *repair)
@@ -144,10 +164,10 @@ look_at_extension (struct repair *repair)
   g_array_append_val (repair->extension, offset);
   g_array_append_vals (repair->extension, extension.bit_clusters->data,
                        extension.bit_clusters->len);
-  extension_clear (&extension);
   g_array_sort (repair->extension, compare_offsets);
-  if (overlaps_itself (repair))
+  if (overlaps_itself (repair) || is_useless (repair, &extension))
     repair->drops_extension = true;
+  extension_clear (&extension);
 }
 
 /* Does the cluster at OFFSET? */

@@ -470,14 +470,58 @@ xml_remove (xmlNode *node)
 
 /* ---- Printing ---------------------------------------------------------- */
 
+/* A namespace, and what it is without what was done to print it. */
+struct plain_namespace {
+  xmlNs *ns;
+  const xmlChar *href;
+};
+
+/* libxml2 prints the names of namespaces as they are, also '<' and '&', which no reader
+ * takes.  Those that are changed for it are added to PLAIN.
+ */
+static void
+escape_namespaces (xmlNode *node, GArray *plain)
+{
+  for (; node; node = node->next) {
+    if (node->type != XML_ELEMENT_NODE)
+      continue;
+    for (xmlNs *ns = node->nsDef; ns; ns = ns->next) {
+      const struct plain_namespace namespace = { ns, ns->href };
+
+      if (!ns->href || !strpbrk ((const char *) ns->href, "<&"))
+        continue;
+      g_array_append_val (plain, namespace);
+      ns->href =
+        (xmlChar *) g_markup_escape_text ((const char *) ns->href, -1);
+    }
+    escape_namespaces (node->children, plain);
+  }
+}
+
+static void
+restore_namespaces (GArray *plain)
+{
+  for (guint i = 0; i < plain->len; i++) {
+    struct plain_namespace *namespace =
+      &g_array_index (plain, struct plain_namespace, i);
+
+    g_free ((gpointer) namespace->ns->href);
+    namespace->ns->href = namespace->href;
+  }
+}
+
 GBytes *
 xml_print (xmlDoc *doc)
 {
+  g_autoptr (GArray) plain =
+    g_array_new (FALSE, FALSE, sizeof (struct plain_namespace));
   xmlChar *text = NULL;
   int length = 0;
   GBytes *bytes = NULL;
 
+  escape_namespaces (xmlDocGetRootElement (doc), plain);
   xmlDocDumpMemoryEnc (doc, &text, &length, "UTF-8");
+  restore_namespaces (plain);
   if (text)
     bytes = g_bytes_new (text, (gsize) length);
   xmlFree (text);

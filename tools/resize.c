@@ -92,6 +92,8 @@ resize_run (const struct subcommand *self, int argc, char **argv)
                                   &status);
   if (arguments == NULL)
     return status;
+  if (shrink && discard)
+    return report_usage_error (self, "--shrink and --discard: give one of both");
   if (!size_parse (arguments[1], &size, &error))
     return report_usage_error (self, "%s", error->message);
   options.shrink = shrink;

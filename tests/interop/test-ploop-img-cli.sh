@@ -111,6 +111,7 @@ refuses_usage 'snapshot create' 'DISK is missing' snapshot create
 refuses_usage 'snapshot delete' 'GUID is missing' snapshot delete x
 refuses_usage 'snapshot switch' 'give one of both' snapshot switch --keep --discard x y
 refuses_usage help "unexpected argument 'y'" help snapshot create y
+refuses_usage resize 'give one of both' resize --shrink --discard x 1M
 test ! -e x.hds || fail "a usage error left a file behind"
 
 # ---- Help ------------------------------------------------------------------

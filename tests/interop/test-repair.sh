@@ -329,6 +329,18 @@ repair 0 --repair=all "$tmp/hdd"
 [ "$(grep -c '^backup: ' "$tmp/log")" -eq 2 ] || { cat "$tmp/log"; fail "two backups"; }
 "$img" check -q "$tmp/hdd" || fail "the disk is not clean"
 
+say "bitmaps of another disk"
+"$img" create -q --force --cluster-size=64K "$disk" 4M
+qemu-io -f parallels -c 'write -P 1 0 1M' "$disk" > /dev/null
+"$img" bitmap add -q "$disk"
+# 2 MiB and 64 KiB less.
+printf '\200\37\0\0' | dd of="$disk" bs=1 seek=36 conv=notrunc status=none
+readable "$disk" > "$tmp/before"
+repair 2 "$disk"
+repair 0 --repair=all "$disk"
+grep -q 'extension.*is dropped' "$tmp/log" || { cat "$tmp/log"; fail "bitmaps"; }
+expect_mended "$disk" "$tmp/before"
+
 say "errors"
 repair 1 --repair=some "$disk"
 repair 1 --backup "$disk"

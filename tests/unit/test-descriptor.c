@@ -1327,6 +1327,33 @@ START_TEST (shots_are_written_where_there_were_none)
 }
 END_TEST
 
+/* libxml2 does not escape them. */
+START_TEST (odd_namespaces_survive_storing)
+{
+  g_autoptr (Descriptor) d =
+    load ("<x:Parallels_disk_image xmlns:x='urn:&lt;&amp;&#34;'><Disk_Parameters>"
+          "<Disk_size>64</Disk_size></Disk_Parameters><StorageData><Storage>"
+          "<Start>0</Start><End>64</End><Blocksize>64</Blocksize><Image><GUID>"
+          TOP "</GUID><File>f</File></Image></Storage></StorageData>"
+          "</x:Parallels_disk_image>");
+  g_autofree char *first = NULL, *second = NULL;
+
+  for (int i = 0; i < 2; i++) {
+    g_autoptr (GError) error = NULL;
+    g_autoptr (Descriptor) again = NULL;
+
+    ck_assert (descriptor_store (d, NULL));
+    again = descriptor_load (xml, &error);
+    ck_assert_msg (again != NULL, "%s", error ? error->message : "");
+    g_free (first);
+    first = second;
+    second = read_xml ();
+  }
+  ck_assert_str_eq (first, second);
+  ck_assert_ptr_nonnull (strstr (second, "urn:&lt;&amp;"));
+}
+END_TEST
+
 /* What nobody could read is not stored. */
 START_TEST (no_more_deltas_than_can_be_read)
 {
@@ -1469,6 +1496,7 @@ add_store_tests (TCase *tcase)
   tcase_add_test (tcase, delta_moves_to_the_file_of_another);
   tcase_add_test (tcase, temporary_mark_is_set_and_taken_away);
   tcase_add_test (tcase, shots_are_written_where_there_were_none);
+  tcase_add_test (tcase, odd_namespaces_survive_storing);
   tcase_add_test (tcase, no_more_deltas_than_can_be_read);
   tcase_add_test (tcase, store_is_atomic);
   tcase_add_test (tcase, mode_and_owner_stay);
