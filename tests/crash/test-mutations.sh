@@ -324,13 +324,13 @@ mutate quick merged-zeros-not-written merge.c \
 # ---- Names ------------------------------------------------------------------
 
 mutate quick descriptor-before-new-delta snapshot.c \
-  's/if (create_deltas (change, error) && descriptor_store (descriptor, error))/if (descriptor_store (descriptor, error) \&\& create_deltas (change, error))/'
+  '/^store (/,/^}/ s/if (create_deltas (change, error)/if (descriptor_store (descriptor, error) \&\& create_deltas (change, error)/'
 mutate quick new-delta-without-mode snapshot.c \
   '/^make_alike/,/^}/ s/|| fsync (fd) == -1//'
 mutate quick leaf-before-store snapshot.c \
   '/^remove_leaf/,/^}/ s/return descriptor_store/return described_remove_files (described, paths, error) \&\& descriptor_store/'
 mutate quick old-top-before-store snapshot.c \
-  '/^switch_snapshot/,/^}/ s/!store (change, error)/!described_remove_files (\&change->described, paths, error) || !store (change, error)/'
+  '/^switch_snapshot/,/^}/ s/!store (change, NULL, error)/!described_remove_files (\&change->described, paths, error) || !store (change, NULL, error)/'
 mutate quick replacement-without-sync replace.c \
   '/^finish_file/,/^}/ s/|| fsync (fd) == -1//' kill
 mutate quick renamed-not-for-good replace.c \
