@@ -477,13 +477,14 @@ flip ()
     open ($f, ">:raw", $to) or die; print $f $all;' "$@"
 }
 
+scale=${PLOOP_TEST_SCALE:-100}
+
 # flips IMAGE BYTES: in the first BYTES of it.
 flips ()
 {
   local seed rc clean=0 damaged=0
   "$PLOOP_IMG" convert -q --force -O raw "$1" plain
-  for ((seed = _seed; seed < _seed + 40; seed++)); do
-    due || continue
+  for ((seed = _seed; seed < _seed + 8 + 32 * scale / 100; seed++)); do
     flip "$1" flipped.hds $seed "$2"
     rc=0
     "$PLOOP_IMG" check flipped.hds > flipped.log 2>&1 || rc=$?
@@ -514,8 +515,7 @@ flips corpus/e-qemu-c4096/i.hds 4096
 
 # A whole disk that is called clean can be opened.
 say "flipped bits of whole disks"
-for ((seed = _seed; seed < _seed + 25; seed++)); do
-  due || continue
+for ((seed = _seed; seed < _seed + 5 + 20 * scale / 100; seed++)); do
   rm -rf flipped read
   copy flipped
   for file in DiskDescriptor.xml root.hds "$middle" "$upper"; do

@@ -102,7 +102,7 @@ done
 say "bash: options"
 nr_options=0
 while read -ra name; do
-  [ "${name[0]}" != help ] || continue
+  [ "${name[0]}" != help ] && due || continue
   options_of "${name[*]}" > options
   [ -s options ] || fail "no options are found in the help of ${name[*]}"
   offers "$(grep -oE -e '--[a-z-]+=?' options)" "${name[@]}" --

@@ -91,6 +91,7 @@ age ()
 
 say "files alone"
 for dir in corpus/[abcd]-*/; do
+  due || continue
   name=$(basename "$dir")
   # Half a GiB and more, or not one chain.
   case $name in b-multibat* | b-grown* | d-split2 | c-tree*) continue ;; esac

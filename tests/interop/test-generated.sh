@@ -589,7 +589,7 @@ diff -r "$dir" "$tmp/again" || fail "one seed, two disks"
 rm -rf "$dir" "$tmp/again"
 
 rounds=$((${#forms[@]} * ${PLOOP_TEST_SCALE:-100} / 100))
-[ $rounds -ge 3 ] || rounds=3
+[ $rounds -ge 2 ] || rounds=2
 for ((i = 0; i < rounds; i++)); do
   seed=$((_seed * 1000 + i))
   form=${forms[(_seed + i) % ${#forms[@]}]}
@@ -598,6 +598,7 @@ for ((i = 0; i < rounds; i++)); do
   generate $seed "$dir" $form
   before=$(state_of_disk)
   for command in "${commands[@]}"; do
+    due || continue
     "try_$command"
     [ "$(state_of_disk)" = "$before" ] || fail "$command: changed the disk"
   done
