@@ -71,6 +71,15 @@ static struct deltas deltas;
 static struct killer_report *report;
 static unsigned nr_killed;
 
+/* The other file, as it was drawn. */
+static bool
+is_old_file (void)
+{
+  struct stat st;
+
+  return stat (other_path, &st) == 0 && st.st_size < 100;
+}
+
 /* ---- Commands ---------------------------------------------------------- */
 
 static const char *
@@ -189,6 +198,23 @@ static int
 convert_to_raw (GError **error)
 {
   return convert_to (true, error);
+}
+
+/* Both: to the other file, unless it is a copy already, and that into another form. */
+static int
+convert_in_place (GError **error)
+{
+  const struct ploop_convert_options options = {
+    .overwrite = true,
+    .version = 1,
+    .cluster_size = 2 * CLUSTER * SECTOR,
+  };
+  struct ploop_convert_result result;
+
+  if (is_old_file () && convert_to (false, error) == -1)
+    return -1;
+  return ploop_convert (other_path, other_path, &options, NULL, NULL, &result,
+                        error);
 }
 
 static int
@@ -422,14 +448,6 @@ check_structure (void)
 }
 
 static bool
-is_old_file (void)
-{
-  struct stat st;
-
-  return stat (other_path, &st) == 0 && st.st_size < 100;
-}
-
-static bool
 is_copy (void)
 {
   g_autoptr (GError) error = NULL;
@@ -611,6 +629,8 @@ static const struct command commands[] = {
   { .name = "resize, smaller", .run = make_smaller, .outcome = SMALLER },
   { .name = "compact", .run = compact },
   { .name = "convert", .run = convert, .outcome = COPIED },
+  { .name = "convert, and in place", .run = convert_in_place,
+    .outcome = COPIED },
   { .name = "convert to raw", .run = convert_to_raw, .outcome = COPIED_RAW },
   { .name = "create --force", .run = create, .outcome = EMPTIED },
   { .name = "bitmap add", .run = add_bitmap, .once = true },

@@ -9,7 +9,7 @@
 
 set -euo pipefail
 . "$abs_top_srcdir/tests/functions.sh"
-requires qemu-img nbdcopy nbdinfo cmp awk
+requires qemu-img nbdcopy nbdinfo cmp awk ploop
 for plugin in memory file; do
   nbdkit "$plugin" --version > /dev/null 2>&1 || skip "no nbdkit-$plugin-plugin"
 done
@@ -306,6 +306,24 @@ before=$(file_state "$tmp/place.hds")
   fail "in place: bitmaps are lost"
 grep -q 'changed-block bitmaps' "$tmp/log" || { cat "$tmp/log"; fail "in place: unclear"; }
 [ "$(file_state "$tmp/place.hds")" = "$before" ] || fail "in place: refused, but changed"
+
+say "as ploop convert"
+for form in raw preallocated; do
+  rm -rf "$tmp/theirs"
+  mkdir "$tmp/theirs"
+  # Of a disk that ends inside a cluster, ploop loses what is there.
+  "$PLOOP_IMG" create -q --version=1 --descriptor "$tmp/theirs/root.hds" 9M
+  qemu-io -f parallels -c 'write -P 1 0 3M' -c 'write -P 2 5M 100k' \
+    "$tmp/theirs/root.hds" > /dev/null
+  "$PLOOP_IMG" convert -q --force -O raw "$tmp/theirs" "$tmp/ours"
+  run_ploop "$tmp/theirs" convert -f $form DiskDescriptor.xml > "$tmp/ploop.log" 2>&1 ||
+    { cat "$tmp/ploop.log"; fail "ploop convert"; }
+  if [ $form = raw ]; then
+    cmp "$tmp/theirs/root.hds" "$tmp/ours" || fail "ploop convert makes something else"
+  fi
+  "$PLOOP_IMG" compare -q --strict "$tmp/theirs" "$tmp/ours" ||
+    fail "ploop convert -f $form: other content"
+done
 
 say "beside the disk that is copied"
 mkdir "$tmp/hdd"
