@@ -1357,13 +1357,18 @@ END_TEST
 /* What nobody could read is not stored. */
 START_TEST (no_more_deltas_than_can_be_read)
 {
-  g_autoptr (Descriptor) d = load (one);
+  static const char image[] = IMAGE (G1, "f");
+  g_autoptr (GString) images = g_string_new (NULL);
+  g_autofree char *doc = NULL;
+  g_autoptr (Descriptor) d = NULL;
   g_autoptr (GError) error = NULL;
-  bool ok = true;
 
-  for (unsigned i = 0; ok && i <= DESCRIPTOR_MAX_IMAGES; i++)
-    ok = descriptor_add_image (d, 0, G1, "f", &error);
-  ck_assert (!ok);
+  for (unsigned i = 0; i + 1 < DESCRIPTOR_MAX_IMAGES; i++)
+    g_string_append (images, image);
+  g_string_append (images, "</Storage>");
+  doc = with (one, "</Storage>", images->str);
+  d = load (doc);
+  ck_assert (!descriptor_add_image (d, 0, G1, "f", &error));
   expect_error (error, PLOOP_ERROR_CORRUPT, "one more than");
 }
 END_TEST
