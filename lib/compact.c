@@ -226,7 +226,8 @@ fail_to_move (struct compact *compact, int r)
   struct mover *mover = &compact->mover;
   struct move move;
 
-  next_move (compact, &move);
+  if (!next_move (compact, &move))
+    return mover_fail (mover, r, "a host cluster cannot be moved");
   return mover_fail (mover, r, "host cluster at byte %" G_GUINT64_FORMAT
                      " cannot be moved to byte %" G_GUINT64_FORMAT,
                      mover_offset (mover, move.from),

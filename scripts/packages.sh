@@ -65,10 +65,22 @@ missing_of ()
   done
 }
 
+# known PACKAGE...: those of them that apt can install, one a line.
+known ()
+{
+  apt-cache madison "$@" 2>/dev/null | awk '{ print $1 }' | sort -u
+}
+
+# unknown_of PACKAGE...: those of them that apt cannot install, one a line.
+unknown_of ()
+{
+  comm -23 <(printf '%s\n' "$@" | sort -u) <(known "$@")
+}
+
 # install_missing GROUP...: returns when every package of the groups is there.
 install_missing ()
 {
-  local list packages=() missing=() as_root=() log
+  local list packages=() missing=() unknown=() as_root=() log
   list=$(packages_of "$@")
   mapfile -t packages <<<"$list"
   if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
@@ -87,7 +99,6 @@ install_missing ()
     fi
     as_root=(sudo)
   fi
-  echo "   installing ${missing[*]}"
   as_root+=(env DEBIAN_FRONTEND=noninteractive
             apt-get -q -y -o DPkg::Lock::Timeout=300)
   log=$(mktemp)
@@ -95,6 +106,17 @@ install_missing ()
   # counts is whether these packages can be installed.
   "${as_root[@]}" update >"$log" 2>&1 </dev/null ||
     echo "   apt-get update had errors; trying to install all the same"
+  # Newer releases have no ploop, for example.
+  mapfile -t unknown < <(unknown_of "${missing[@]}")
+  if [ "${#unknown[@]}" -gt 0 ]; then
+    echo "   this system has no ${unknown[*]}: what needs them is skipped, or fails"
+    mapfile -t missing < <(known "${missing[@]}")
+  fi
+  if [ "${#missing[@]}" -eq 0 ]; then
+    rm -f "$log"
+    return 0
+  fi
+  echo "   installing ${missing[*]}"
   if ! "${as_root[@]}" install --no-install-recommends "${missing[@]}" \
        >>"$log" 2>&1 </dev/null; then
     tail -n 30 "$log" >&2
