@@ -20,6 +20,7 @@
 
 #include "descriptor.h"
 #include "lock.h"
+#include "mounted.h"
 
 enum permission {
   CONSISTENT_READ = 0,
@@ -107,6 +108,24 @@ set_in_use_error (GError **error, const char *path, bool writer, pid_t pid)
                       : "; it writes the image");
 }
 
+/* No lock, but the same to whoever asks: a kernel that has the image as a part of a
+ * device (mounted.h).
+ */
+static bool
+refuse_mounted (int fd, const char *path, bool writer, GError **error)
+{
+  g_autofree char *device = NULL;
+  bool writes;
+
+  if (!mounted_find (MOUNTED_SYSFS, fd, &device, &writes)
+      || (!writer && !writes))
+    return false;
+  g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_IN_USE,
+               "%s: in use by this kernel's ploop driver as /dev/%s: 'ploop umount -d "
+               "/dev/%s' first", path, device, device);
+  return true;
+}
+
 bool
 lock_image (int fd, const char *path, bool writer, GError **error)
 {
@@ -123,14 +142,18 @@ lock_image (int fd, const char *path, bool writer, GError **error)
     set_in_use_error (error, path, writer, pid);
   else if (r < 0)
     error_set_system (error, r, "%s: cannot be locked", path);
-  return r == 0;
+  return r == 0 && !refuse_mounted (fd, path, writer, error);
 }
 
 enum ploop_lock_state
 lock_look (int fd)
 {
+  g_autofree char *device = NULL;
+  bool writes;
   pid_t pid;
 
+  if (mounted_find (MOUNTED_SYSFS, fd, &device, &writes))
+    return writes ? PLOOP_LOCKED_FOR_WRITING : PLOOP_LOCKED_FOR_READING;
   if (look (fd, USED_BASE, nobody_else_may, &pid) == -EAGAIN
       || look (fd, UNSHARED_BASE, BIT (CONSISTENT_READ), &pid) == -EAGAIN)
     return PLOOP_LOCKED_FOR_WRITING;

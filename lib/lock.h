@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 
 /* The two kinds of locks that keep the other programs out, and us where they
- * are at work:
+ * are at work (and where a kernel is, which holds none: mounted.h):
  *
  *   byte-range locks on the image  qemu (7.2: OFD locks) and libploop 9: byte
  *                                  100+n for a permission used, 200+n for one
