@@ -526,8 +526,11 @@ START_TEST (read_fails_when_the_server_stays_away)
   start_readers (readers, G_N_ELEMENTS (readers), remote, 0);
   kill_server (&server);
   join_readers (readers, G_N_ELEMENTS (readers), -EIO);
-  /* Some may still have had their answers when others had lost theirs. */
-  ck_assert_uint_eq (nr_lost, nr_back + 1);
+  /* Some may still have had their answers when others had lost theirs; the loss
+   * after that is not told so soon.
+   */
+  ck_assert_uint_ge (nr_lost, 1);
+  ck_assert_uint_le (nr_back, nr_lost);
   ck_assert_int_eq (read_pattern (remote, 100, 0), -EIO);
   /* What needs no server. */
   ck_assert_int_eq (read_pattern (remote, 100, 64 * MIB), 0);
