@@ -301,10 +301,22 @@ image_in_use (const char *path)
   return le32toh (value);
 }
 
+/* qemu from 8.1 on wants a data offset in the header where the format has none, and
+ * calls its absence one error.
+ */
+static int
+run_qemu_img_check (const char *path)
+{
+  return run ("out=$(qemu-img check -f parallels %s 2>&1); status=$?; "
+              "echo \"$out\"; "
+              "case $out in *'data_off field has incorrect value'*"
+              "'1 errors were found'*) status=0 ;; esac; exit $status", path);
+}
+
 static void
 run_checkers (const char *path, bool leaks_allowed)
 {
-  int status = run ("qemu-img check -f parallels %s", path);
+  int status = run_qemu_img_check (path);
 
   if (status != 0 && !(leaks_allowed && status == 3))
     fail ("qemu-img check %s: exit status %d", path, status);

@@ -193,8 +193,8 @@ fill_with_qemu_io (const struct image_spec *spec, const char *path,
                1 + (unsigned) (i % 250), i * spec->cluster_size);
   }
   fclose (f);
-  run_ok ("qemu-io -t writeback -f parallels %s < %s && "
-          "! grep -i failed %s/command.log", path, orders, test_dir ());
+  run_ok ("out=$(qemu-io -t writeback -f parallels %s < %s 2>&1) || exit 1; "
+          "case $out in *[Ff]ailed*) echo \"$out\"; exit 1 ;; esac", path, orders);
   unlink (orders);
   free (orders);
 }
