@@ -98,10 +98,12 @@ expect_mended ()
   [ ! -s "$tmp/lost" ] || { cat "$tmp/lost"; fail "$1: these clusters have changed"; }
   [ "$(in_use "$1")" = 00000000 ] || [ "$(in_use "$1")" = 312e3276 ] ||
     fail "$1: not closed"
-  # qemu from 8.1 on wants a data offset in the header where the format has none.
+  # qemu from 8.1 on wants a data offset in the header where the format has none, and
+  # 10.0 ends in an assertion of its own with some.
   qemu-img check -f parallels "$1" > "$tmp/check.log" 2>&1 ||
     { grep -q 'data_off field has incorrect value' "$tmp/check.log" &&
       grep -q '^1 errors were found' "$tmp/check.log"; } ||
+    grep -q 'block/parallels.c:.* Assertion .* failed' "$tmp/check.log" ||
     { cat "$tmp/check.log"; fail "$1: qemu-img check"; }
 }
 

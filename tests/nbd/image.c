@@ -110,6 +110,8 @@ static void
 read_header (const char *path, const struct header *h,
              struct image_state *state)
 {
+  uint64_t unit;
+
   if (memcmp (h->signature, "WithoutFreeSpace", 16) == 0)
     state->version = 1;
   else if (memcmp (h->signature, "WithouFreSpacExt", 16) == 0)
@@ -125,9 +127,13 @@ read_header (const char *path, const struct header *h,
   state->in_use = le32toh (h->in_use);
   state->flags = le32toh (h->flags);
   state->data_offset = (uint64_t) le32toh (h->data_sectors) * SECTOR;
+  /* qemu from 8.1 on: one that is not that of a cluster, with odd cluster sizes. */
+  unit = state->version == 1 ? SECTOR : state->cluster_size;
+  if (state->data_offset % unit != 0)
+    state->data_offset = 0;
   if (state->data_offset == 0) {
     state->data_offset = HEADER_SIZE + UINT64_C (4) * state->nr_clusters;
-    state->data_offset = (state->data_offset + SECTOR - 1) / SECTOR * SECTOR;
+    state->data_offset = (state->data_offset + unit - 1) / unit * unit;
   }
 }
 
