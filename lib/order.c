@@ -2,9 +2,9 @@
 
 /* The order of deltas: see order.h.
  *
- * What decides, from the strongest to the weakest:
+ * What is looked at, from the strongest to the weakest:
  *
- *   an old descriptor     that still says all
+ *   an old descriptor     all of it, or what it still says of two files
  *   names                 ploop calls every delta above FILE FILE.{GUID}; files that
  *                         are not named so are not taken for one disk
  *   sizes                 no disk shrinks: a smaller one is lower
@@ -12,9 +12,11 @@
  *                         copying and merging files changes them
  *   empty, in use         only the top is written to; only between two
  *
- * Times cannot tell a chain from a tree, of which some leaf was left when somebody
- * switched to an earlier snapshot: with three files and more, the order by times is
- * only likely.
+ * Of two files, names tell which one is lower.  Of three and more, only an old descriptor
+ * tells a chain from a tree, of which a leaf was left when somebody switched to an
+ * earlier snapshot: there A and B have the same names, sizes, times and marks whether B
+ * rests on A or on the base.  What the weaker ones say is then a guess: it is shown, and
+ * nothing is done by it.
  */
 
 #include <config.h>
@@ -54,7 +56,7 @@ refuse (GError **error, const char *format, ...)
   text = g_strdup_vprintf (format, args);
   va_end (args);
   g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_ARGUMENT,
-               "%s: give the files, base first", text);
+               "%s: give the files with --file, base first", text);
   return false;
 }
 
@@ -76,6 +78,7 @@ order_clear (struct order *order)
 {
   g_clear_pointer (&order->levels, g_ptr_array_unref);
   g_clear_pointer (&order->top_guid, g_free);
+  g_clear_pointer (&order->refusal, g_free);
 }
 
 static void
@@ -338,6 +341,8 @@ struct finding {
   const struct order_say *say;
   GPtrArray *raws, *images;     /* of struct evidence */
   GPtrArray *chain;             /* the same: what is known so far, base first */
+  GHashTable *below;            /* the same, file to file: what it rests on, as the old
+                                   descriptor says */
   enum ploop_confidence confidence;
   GError **error;
 };
@@ -474,14 +479,54 @@ is_old_top (const struct finding *finding, const struct evidence *file)
                                                     : DESCRIPTOR_TOP_GUID) == 0;
 }
 
+static void
+fill_below (struct finding *finding, const GPtrArray *files)
+{
+  const struct relics *relics = finding->relics;
+
+  for (guint i = 0; i < relics->shots->len; i++) {
+    const struct relic_shot *shot = g_ptr_array_index (relics->shots, i);
+    const struct evidence *file =
+      find_file (files, relics_find_file (relics, shot->guid));
+    const struct evidence *parent =
+      shot->parent ? find_file (files, relics_find_file (relics, shot->parent))
+                   : NULL;
+
+    if (file && parent)
+      g_hash_table_insert (finding->below, (gpointer) file, (gpointer) parent);
+  }
+}
+
+/* Does the old descriptor say that UPPER rests on LOWER, with others between or not?  It
+ * may go round in circles.
+ */
+static bool
+rests_on (const struct finding *finding, const struct evidence *upper,
+          const struct evidence *lower)
+{
+  const struct evidence *file = upper;
+
+  for (unsigned i = 0; file && i < DESCRIPTOR_MAX_LEVELS; i++) {
+    file = g_hash_table_lookup (finding->below, file);
+    if (file == lower)
+      return true;
+  }
+  return false;
+}
+
 /* Which one is lower, and why?  -1: A, 1: B, 0: not known. */
 static int
 compare_files (const struct finding *finding, const struct evidence *a,
                const struct evidence *b, const char **why)
 {
   const bool a_is_top = is_old_top (finding, a);
+  const bool a_is_upper = rests_on (finding, a, b);
   const int times = compare_times (a, b);
 
+  if (a_is_upper != rests_on (finding, b, a)) {
+    *why = "the old descriptor says so";
+    return a_is_upper ? 1 : -1;
+  }
   if (a_is_top != is_old_top (finding, b)) {
     *why = "the old descriptor names it as the top";
     return a_is_top ? 1 : -1;
@@ -528,8 +573,9 @@ find_lowest (const struct finding *finding)
   }
   order_say (finding->say, "may be: ... %s, %s ...", a->name, b->name);
   order_say (finding->say, "or:     ... %s, %s ...", b->name, a->name);
-  refuse (finding->error, "nothing tells which one of %s and %s is lower, or they "
-          "contradict each other", a->name, b->name);
+  refuse (finding->error, "nothing tells which one of %s and %s is lower, or "
+          "whether they are branches of a tree of snapshots, or they contradict each "
+          "other", a->name, b->name);
   return NULL;
 }
 
@@ -538,12 +584,12 @@ static void
 take_next (struct finding *finding, const struct evidence *file,
            const struct evidence *before)
 {
-  const char *why = "it is the only one that is left";
+  const char *why = finding->images->len == 1
+                      ? "it is the only one that is left"
+                      : "it is the lowest of those that are left";
 
-  if (before) {
+  if (before)
     compare_files (finding, before, file, &why);
-    finding->confidence = PLOOP_CONFIDENCE_LIKELY;
-  }
   order_say (finding->say, "%s: above %s: %s", file->name,
              get_file (finding->chain, finding->chain->len - 1)->name, why);
 }
@@ -590,6 +636,23 @@ check_chain (const struct finding *finding)
   return true;
 }
 
+/* What is called a delta of this disk must be one, or the rest is not all of it. */
+static bool
+check_others (const struct finding *finding, const GPtrArray *files)
+{
+  const struct evidence *base = get_file (finding->chain, 0);
+
+  for (guint i = 0; i < files->len; i++) {
+    const struct evidence *file = get_file (files, i);
+
+    if (file->kind != EVIDENCE_IMAGE
+        && evidence_is_named_after (file->name, base->name))
+      return refuse (finding->error, "%s is named as a delta above %s, but is no "
+                     "image: if it was never one", file->name, base->name);
+  }
+  return true;
+}
+
 /* Of a delta that is named after another, that one must be there. */
 static bool
 check_names (const struct finding *finding)
@@ -606,6 +669,44 @@ check_names (const struct finding *finding)
                      "not there: if it is a disk by itself", file->name, base);
   }
   return true;
+}
+
+/* Is what the old descriptor names there, and below what it calls the top nothing? */
+static bool
+check_named_images (const struct finding *finding)
+{
+  const GPtrArray *chain = finding->chain, *named = finding->relics->images;
+
+  for (guint i = 0; i < named->len; i++) {
+    const struct relic_image *image = g_ptr_array_index (named, i);
+
+    if (!find_file (chain, image->file))
+      return refuse (finding->error, "the old descriptor names %s, which is not "
+                     "there", image->file);
+  }
+  for (guint i = 0; i + 1 < chain->len; i++)
+    if (is_old_top (finding, get_file (chain, i)))
+      return refuse (finding->error, "the old descriptor names %s as the top, but %s "
+                     "seems to be above it", get_file (chain, i)->name,
+                     get_file (chain, i + 1)->name);
+  return true;
+}
+
+static bool
+check_number (const struct finding *finding)
+{
+  const GPtrArray *shots = finding->relics->shots;
+  g_autoptr (GHashTable) guids = g_hash_table_new (g_str_hash, g_str_equal);
+
+  for (guint i = 0; i < shots->len; i++) {
+    const struct relic_shot *shot = g_ptr_array_index (shots, i);
+
+    g_hash_table_add (guids, shot->guid);
+  }
+  if (g_hash_table_size (guids) <= finding->chain->len)
+    return true;
+  return refuse (finding->error, "the old descriptor has %u snapshots, more than "
+                 "there are files", g_hash_table_size (guids));
 }
 
 /* Is FILE directly above the file called PARENT? */
@@ -637,6 +738,88 @@ check_relics (const struct finding *finding)
                      "there are several branches", file->name, parent);
   }
   return true;
+}
+
+/* ---- Guesses ----------------------------------------------------------- */
+
+/* Does the old descriptor say what each rests on?  Not of the second one: when it says
+ * that of all others, only the base is left for it.
+ */
+static bool
+is_said (const struct finding *finding)
+{
+  const GPtrArray *chain = finding->chain;
+
+  for (guint i = 2; i < chain->len; i++)
+    if (g_hash_table_lookup (finding->below, get_file (chain, i))
+        != get_file (chain, i - 1))
+      return false;
+  return true;
+}
+
+/* Of two, the name tells which one is lower.  But nobody writes to a base below a
+ * delta: it was copied, or repaired, or the delta was merged into it and left behind.
+ */
+static void
+doubt_base (struct finding *finding)
+{
+  const struct evidence *base = get_file (finding->chain, 0);
+  const struct evidence *top = get_file (finding->chain, 1);
+
+  if (compare_ns (base->changed_ns, top->changed_ns) <= 0)
+    return;
+  finding->confidence = PLOOP_CONFIDENCE_LIKELY;
+  order_say (finding->say, "%s: was changed later than %s, above it: a copy is, and a "
+             "base that the delta was merged into; read what is on the disk before "
+             "you write to it", base->name, top->name);
+}
+
+/* The files above the base, for people (g_free). */
+static char *
+name_upper (const GPtrArray *chain)
+{
+  GString *names = g_string_new (NULL);
+
+  for (guint i = 1; i < chain->len; i++)
+    g_string_append_printf (names, "%s%s",
+                            i == 1 ? ""
+                            : i + 1 == chain->len ? " and " : ", ",
+                            get_file (chain, i)->name);
+  return g_string_free (names, FALSE);
+}
+
+static void
+say_guess (const struct finding *finding)
+{
+  g_autoptr (GString) options = g_string_new (NULL);
+
+  for (guint i = 0; i < finding->chain->len; i++) {
+    g_autofree char *name =
+      g_shell_quote (get_file (finding->chain, i)->name);
+
+    g_string_append_printf (options, " --file=%s", name);
+  }
+  order_say (finding->say, "a guess, by which nothing is written:%s", options->str);
+}
+
+/* Say how sure it is.  Returns why it must not be used (g_free); NULL: it may be. */
+static char *
+weigh (struct finding *finding)
+{
+  g_autofree char *upper = NULL;
+
+  if (finding->chain->len == 2)
+    doubt_base (finding);
+  if (finding->chain->len <= 2 || is_said (finding))
+    return NULL;
+  finding->confidence = PLOOP_CONFIDENCE_LIKELY;
+  say_guess (finding);
+  upper = name_upper (finding->chain);
+  return g_strdup_printf (
+    "nothing tells whether %s are one chain above %s or branches of a tree of "
+    "snapshots; with a wrong order, what is written mixes contents: give the files of "
+    "one branch with --file, base first", upper,
+    get_file (finding->chain, 0)->name);
 }
 
 /* ---- All of it --------------------------------------------------------- */
@@ -676,20 +859,15 @@ say_left_out (const struct finding *finding)
 static bool
 find_chain (struct finding *finding, const GPtrArray *files)
 {
-  const struct order_say *say = finding->say;
-
-  if (!sort_out (finding, files) || !find_base (finding)
-      || !stack_images (finding) || !check_chain (finding)
-      || !check_names (finding) || !check_relics (finding))
+  if (!sort_out (finding, files))
+    return false;
+  fill_below (finding, files);
+  if (!find_base (finding) || !stack_images (finding) || !check_chain (finding)
+      || !check_others (finding, files) || !check_names (finding)
+      || !check_relics (finding) || !check_named_images (finding)
+      || !check_number (finding))
     return false;
   say_left_out (finding);
-  if (finding->chain->len > 2)
-    order_say (say, "that is a chain; if somebody has ever switched to an earlier "
-               "snapshot, it may have been a tree, which nothing tells now: give the "
-               "files, base first, if you know better");
-  if (finding->confidence == PLOOP_CONFIDENCE_LIKELY)
-    order_say (say, "likely, but not certain: read what is on the disk before you "
-               "write to it");
   return true;
 }
 
@@ -704,14 +882,18 @@ order_find (struct order *order, const GPtrArray *files,
     .raws = g_ptr_array_new (),
     .images = g_ptr_array_new (),
     .chain = g_ptr_array_new (),
+    .below = g_hash_table_new (NULL, NULL),
     .confidence = PLOOP_CONFIDENCE_CERTAIN,
     .error = error,
   };
   bool found = follow_relics (order, files, relics, say);
 
   if (!found && find_chain (&finding, files)) {
+    g_autofree char *refusal = weigh (&finding);
+
     begin_order (order, finding.confidence);
     chain_files (order, finding.chain, relics);
+    order->refusal = g_steal_pointer (&refusal);
     found = true;
   }
   if (found)
@@ -719,5 +901,6 @@ order_find (struct order *order, const GPtrArray *files,
   g_ptr_array_unref (finding.raws);
   g_ptr_array_unref (finding.images);
   g_ptr_array_unref (finding.chain);
+  g_hash_table_unref (finding.below);
   return found;
 }

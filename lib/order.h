@@ -2,8 +2,8 @@
 
 /* Which file of a disk rests on which, by what the files tell, and how sure that is.
  *
- * A wrong order reads as a file system that is partly older than itself, so what is not
- * known is not decided.
+ * A wrong order reads as a file system that is partly older than itself, and what is
+ * then written mixes contents, so what is not known is not decided.
  */
 
 #ifndef PLOOP_LIB_ORDER_H
@@ -38,6 +38,8 @@ struct order {
                                    rest on them */
   char *top_guid;
   enum ploop_confidence confidence;
+  char *refusal;                /* it is a guess, and why nothing may be written by it;
+                                   NULL: it may */
 };
 
 void order_clear (struct order *order);

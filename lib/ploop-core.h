@@ -1592,7 +1592,7 @@ typedef void (*ploop_reason_fn) (void *opaque, const char *reason);
 enum ploop_confidence {
   PLOOP_CONFIDENCE_GIVEN,       /* the files were given, base first */
   PLOOP_CONFIDENCE_CERTAIN,
-  PLOOP_CONFIDENCE_LIKELY,      /* by times, which copying and merging change */
+  PLOOP_CONFIDENCE_LIKELY,      /* times contradict it, or it is a guess: see refusal */
 };
 
 struct ploop_restore_options {
@@ -1619,6 +1619,8 @@ struct ploop_restore_result {
   char *xml;                    /* the descriptor, whole */
   char *backup;                 /* the old one's new name, in the directory; NULL: there
                                    was none, or nothing was changed */
+  char *refusal;                /* after a dry run: the order is a guess, and why nothing
+                                   would be written by it; NULL: it would */
 };
 
 /* Free what RESULT points to. */
@@ -1629,7 +1631,9 @@ void ploop_restore_result_clear (struct ploop_restore_result *result);
  *
  * Which files belong to it, and which rests on which, is found out from what is left of
  * the old descriptor, names, contents, sizes and times, unless options->files says it.
- * When that leaves a doubt, nothing is changed.  GUIDs are those of the old descriptor,
+ * When that leaves a doubt, nothing is changed.  Of three files and more only the old
+ * descriptor tells a chain from a tree; without it the order is a guess, which only a
+ * dry run returns, with result->refusal.  GUIDs are those of the old descriptor,
  * or of the files' names, or random; the top's is the one that ploop gives it.
  *
  * The old descriptor is kept under a new name, DiskDescriptor.xml.bak or with a number

@@ -61,20 +61,20 @@ open_directory (struct restoration *r, const char *name, GError **error)
   return false;
 }
 
-/* Does the descriptor that is there say all, of files that are there? */
+/* Does the descriptor PATH say all, of files that are there? */
 static bool
-is_sound (const struct restoration *r)
+is_sound (const char *path)
 {
-  g_autoptr (Descriptor) descriptor = descriptor_load (r->path, NULL);
+  g_autoptr (Descriptor) descriptor = descriptor_load (path, NULL);
 
   for (guint i = 0; descriptor && i < descriptor->storages->len; i++) {
     g_autoptr (GPtrArray) images = descriptor_chain (descriptor, i, NULL, NULL);
 
     for (guint n = 0; images && n < images->len; n++) {
-      g_autofree char *path = NULL;
+      g_autofree char *file = NULL;
       const int fd =
         descriptor_open_file (descriptor, g_ptr_array_index (images, n), true,
-                              &path, NULL);
+                              &file, NULL);
 
       if (fd == -1)
         return false;
@@ -103,7 +103,7 @@ check_old (const struct restoration *r, GError **error)
 {
   if (r->options->files)
     return true;
-  if (is_sound (r))
+  if (is_sound (r->path))
     g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_EXISTS,
                  "%s: is sound, and there is nothing to restore: give the files, "
                  "base first, if they make another disk", r->path);
@@ -175,15 +175,52 @@ look_at_given (struct restoration *r, GError **error)
   return false;
 }
 
+/* Copies of the descriptor may be as old as can be, so nothing is taken from them; but
+ * whoever has to say the order may know better.
+ */
+static void
+say_copies (const struct restoration *r)
+{
+  g_autoptr (GDir) dir = g_dir_open (r->directory, 0, NULL);
+  const char *name;
+
+  while (dir && (name = g_dir_read_name (dir))) {
+    g_autofree char *path = g_build_filename (r->directory, name, NULL);
+
+    if (g_str_has_prefix (name, DESCRIPTOR_FILE_NAME)
+        && strcmp (name, DESCRIPTOR_FILE_NAME) != 0 && is_sound (path))
+      order_say (&r->say, "%s: is a sound descriptor of files that are there: if it "
+                 "is of the disk as it was last, put it in the place of %s", name,
+                 DESCRIPTOR_FILE_NAME);
+  }
+}
+
 static bool
 find_order (struct restoration *r, GError **error)
 {
+  bool found;
+
   if (r->options->files)
     return look_at_given (r, error)
            && order_take (&r->order, r->files, &r->relics, &r->say, error);
   r->files = evidence_collect (r->directory_fd, r->directory, error);
-  return r->files
-         && order_find (&r->order, r->files, &r->relics, &r->say, error);
+  if (!r->files)
+    return false;
+  found = order_find (&r->order, r->files, &r->relics, &r->say, error);
+  if (!found || r->order.refusal)
+    say_copies (r);
+  return found;
+}
+
+/* A guess is only shown. */
+static bool
+check_guess (const struct restoration *r, GError **error)
+{
+  if (!r->order.refusal || r->options->dry_run)
+    return true;
+  g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_ARGUMENT, "%s: %s", r->directory,
+               r->order.refusal);
+  return false;
 }
 
 /* A descriptor is text, which is read without the white space around it. */
@@ -520,6 +557,7 @@ ploop_restore_result_clear (struct ploop_restore_result *result)
   g_clear_pointer (&result->images, g_ptr_array_unref);
   g_clear_pointer (&result->xml, g_free);
   g_clear_pointer (&result->backup, g_free);
+  g_clear_pointer (&result->refusal, g_free);
 }
 
 static void
@@ -529,6 +567,7 @@ fill_result (const struct restoration *r)
   struct ploop_restore_result *result = r->result;
 
   result->confidence = order->confidence;
+  result->refusal = g_strdup (order->refusal);
   result->images = g_ptr_array_new_with_free_func (free_image);
   for (guint i = 0; i < order->levels->len; i++) {
     const struct order_level *level = g_ptr_array_index (order->levels, i);
@@ -551,7 +590,7 @@ restore (struct restoration *r, const char *directory, GError **error)
   if (!open_directory (r, directory, error))
     return false;
   relics_read (&r->relics, r->directory_fd);
-  if (!check_old (r, error) || !find_order (r, error)
+  if (!check_old (r, error) || !find_order (r, error) || !check_guess (r, error)
       || !check_names (r, error) || !lock_disk (r, error))
     return false;
   fill_result (r);

@@ -132,6 +132,7 @@ tell_failure (const struct restore *restore, const GError *error)
   return report_error (error);
 }
 
+/* What was found, or is guessed. */
 static void
 tell (const struct restore *restore, const struct ploop_restore_result *result)
 {
@@ -144,6 +145,21 @@ tell (const struct restore *restore, const struct ploop_restore_result *result)
     if (restore->dry_run)
       fputs (result->xml, stdout);
   }
+}
+
+/* A dry run ends as what it tries would. */
+static int
+tell_result (const struct restore *restore,
+             const struct ploop_restore_result *result)
+{
+  g_autoptr (GError) error = NULL;
+
+  tell (restore, result);
+  if (!result->refusal)
+    return EXIT_SUCCESS;
+  g_set_error (&error, PLOOP_ERROR, PLOOP_ERROR_ARGUMENT, "%s: %s",
+               restore->directory, result->refusal);
+  return report_error (error);
 }
 
 static int
@@ -164,7 +180,7 @@ run (struct restore *restore, char *const *files)
       == -1)
     status = tell_failure (restore, error);
   else {
-    tell (restore, &result);
+    status = tell_result (restore, &result);
     ploop_restore_result_clear (&result);
   }
   g_ptr_array_unref (restore->reasons);

@@ -5,7 +5,8 @@
 # has the content that it had: for the corpus and for disks and snapshots that ploop
 # makes, of which ploop takes it; from files alone, and from what is left of an old
 # descriptor, cut off anywhere.  And that it never guesses: what it cannot know, it
-# refuses, with nothing changed.
+# refuses, with nothing changed.  Above all of three files and more: no time, size or
+# mark tells a chain from a tree of snapshots.
 
 set -euo pipefail
 . "$abs_top_srcdir/tests/functions.sh"
@@ -46,6 +47,17 @@ refuses ()
   [ "$(dir_state "$dir")" = "$before" ] || fail "$dir: was changed by an error"
 }
 
+# refuses_guess DIR: three files and more, of which nothing says that they are a chain.
+# A dry run shows the guess, its reasons and the options that say so.
+refuses_guess ()
+{
+  refuses "one chain.*tree.*give the files of one branch with --file, base first" "$1"
+  refuses "one chain.*tree.*give the files of one branch with --file, base first" \
+    "$1" --dry-run
+  says '^order: likely$'
+  says "^a guess.*: --file='"
+}
+
 sha_of ()
 {
   awk -F '\t' -v e="$1" '$4 == e { print $5; exit }' "$PLOOP_CORPUS/MANIFEST.tsv"
@@ -77,6 +89,12 @@ fresh ()
   given=("${files[@]/#/--file=}")
 }
 
+# take_guess: the options of the guess that was said last, in the array given.
+take_guess ()
+{
+  eval "given=($(sed -n 's/^a guess.*: --file=/--file=/p' restore.log))"
+}
+
 # age FILE...: each was changed a minute after the one before it.
 age ()
 {
@@ -98,12 +116,16 @@ for dir in corpus/[abcd]-*/; do
   fresh "$name"
   rm disk/DiskDescriptor.xml
   sha=$(sha_of "$name/DiskDescriptor.xml")
-  [ $name = a-raw ] || {
+  if [ ${#files[@]} -gt 2 ]; then
+    age "${files[@]}"
+    refuses_guess disk
+  elif [ $name != a-raw ]; then
     age "${files[@]}"
     restore 0 disk
+    says '^order: certain$'
     expect_disk disk "$sha"
     rm disk/DiskDescriptor.xml*
-  }
+  fi
   restore 0 disk "${given[@]}"
   says '^order: given$'
   expect_disk disk "$sha"
@@ -138,10 +160,43 @@ for ((i = 0; i < 3; i++)); do
   mapfile -t files < <(files_of disk)
   age "${files[@]}"
   rm disk/DiskDescriptor.xml*
-  restore 0 disk
+  given=()
+  if [ ${#files[@]} -gt 2 ]; then
+    refuses_guess disk
+    take_guess
+  fi
+  restore 0 disk "${given[@]}"
   expect_disk disk "$(sha256sum < made | cut -d ' ' -f 1)"
   [ "$(files_of disk)" = "$(printf '%s\n' "${files[@]}")" ] || fail "the order"
 done
+
+# Three files that ploop has made as a tree look like a chain: times, sizes, names.
+say "a tree that ploop makes"
+rm -rf disk made
+mkdir disk
+run_ploop disk init -s 16M -v 1 -b 128 -t none root.hds > ploop.log 2>&1 ||
+  { cat ploop.log; fail "ploop init"; }
+run_ploop disk snapshot DiskDescriptor.xml > ploop.log 2>&1 ||
+  { cat ploop.log; fail "ploop snapshot"; }
+run_ploop disk snapshot DiskDescriptor.xml > ploop.log 2>&1 ||
+  { cat ploop.log; fail "ploop snapshot"; }
+perl -0ne 'my ($base) = m{<Shot>\s*<GUID>([^<]*)</GUID>\s*<ParentGUID>\{0{8}-};
+  print $base' disk/DiskDescriptor.xml > base.guid
+run_ploop disk snapshot-switch -u "$(cat base.guid)" DiskDescriptor.xml \
+  > ploop.log 2>&1 || { cat ploop.log; fail "ploop snapshot-switch"; }
+start_nbdkit file=disk
+io "write -P 7 0 1M"
+stop_nbdkit
+"$PLOOP_IMG" convert -q -O raw disk - > made
+mapfile -t files < <(files_of disk)
+[ ${#files[@]} -eq 3 ] || fail "not three files"
+top=$("$PLOOP_IMG" info --output=json disk | perl -MJSON::PP -0777 -ne '
+  print map { $_->{file} } grep { $_->{current} } @{decode_json ($_)->{deltas}}')
+age "${files[@]}"
+rm disk/DiskDescriptor.xml*
+refuses_guess disk
+restore 0 disk --file=root.hds --file="$top"
+expect_disk disk "$(sha256sum < made | cut -d ' ' -f 1)"
 
 # ---- Doubt
 
@@ -155,23 +210,24 @@ says '^may be: '
 touch -d '2020-01-01 10:00:00.2' "disk/${files[1]}"
 touch -d '2020-01-01 10:00:00.9' "disk/${files[2]}"
 refuses 'nothing tells which one' disk
-# The disk is larger, whatever the times are.
+# The disk is larger, whatever the times are; that does not make it a chain.
 fresh c-chain3-v2-b64
 mv disk/DiskDescriptor.xml away
 age "${files[0]}" "${files[2]}" "${files[1]}"
 perl -e 'open (my $f, "+<", $ARGV[0]) or die; seek ($f, 32, 0);
          print $f pack ("VV", 520, 520 * 64);' "disk/${files[2]}"
-restore 0 disk
+refuses_guess disk
 says "${files[2]}: above .*: its disk is larger"
-# Two of one age: the one that is in use is the top; three: not.
+# Two of one age, one of them in use.
 fresh c-chain3-v2-b64
 rm disk/DiskDescriptor.xml
 perl -e 'open (my $f, "+<", $ARGV[0]) or die; seek ($f, 44, 0);
          print $f pack ("V", 0x746F6E59);' "disk/${files[2]}"
 age "${files[0]}" "${files[2]}"
 touch -r "disk/${files[2]}" "disk/${files[1]}"
-restore 0 disk
+refuses_guess disk
 says "${files[2]}: above .*: it is marked as in use"
+restore 0 disk "${given[@]}"
 expect_disk disk "$sha"
 rm disk/DiskDescriptor.xml*
 age "${files[0]}" "${files[2]}" "${files[1]}"
@@ -183,8 +239,22 @@ rm disk/DiskDescriptor.xml "disk/${files[2]}"
 "$PLOOP_IMG" create -q --cluster-size=32K "disk/$empty" 16M
 age "${files[0]}" "$empty"
 touch -r "disk/$empty" "disk/${files[1]}"
-restore 0 disk
+refuses_guess disk
 says "$empty: above .*: it is empty"
+# A chain over a raw base is one of three files, too.
+fresh c-chain3-v2-b64
+rm disk/DiskDescriptor.xml
+{ head -c 510 /dev/zero; printf '\125\252'; } > disk/root.hds
+truncate -s 16M disk/root.hds
+age "${files[@]}"
+refuses_guess disk
+# With two, the name says which one is lower, but a base does not change below a delta.
+fresh c-chain3-v2-b64
+rm disk/DiskDescriptor.xml "disk/${files[2]}"
+age "${files[1]}" "${files[0]}"
+restore 0 disk
+says '^root.hds: was changed later than root.hds.*above it'
+says '^order: likely$'
 
 say "what does not belong together"
 fresh b-grown-v2-b64
@@ -210,9 +280,18 @@ rm disk/root.hds
 restore 0 disk
 says '^order: certain$'
 grep -q '<Type>Plain</Type>' disk/DiskDescriptor.xml || fail "a raw disk"
+# What is called a delta of the disk and is none: the rest is not all of it.
+fresh c-chain3-v2-b64
+rm disk/DiskDescriptor.xml
+: > "disk/${files[1]}"
+refuses "is named as a delta above root.hds, but is no image" disk
+head -c 1M /dev/zero > "disk/${files[1]}"
+refuses "is named as a delta above root.hds, but is no image" disk
+restore 0 disk --file=root.hds --file="${files[2]}"
+fresh b-data-v2-b64
+rm disk/DiskDescriptor.xml
 cp corpus/h-corrupt/sectors-0.hds disk/
 refuses 'cluster size is 0.*while this file is damaged' disk --file=sectors-0.hds
-rm disk/DiskDescriptor.xml
 refuses 'cluster size is 0.*while this file is damaged' disk
 rm -rf empty-dir
 mkdir empty-dir
@@ -251,8 +330,7 @@ fresh c-tree-v2-b64
 age "${files[@]}"
 perl -0pi -e 's{<Snapshots>.*}{}s; s{<File>root.hds.\{720d.*?</File>}{}' \
   disk/DiskDescriptor.xml
-restore 0 disk --dry-run
-says 'it may have been a tree'
+refuses_guess disk
 printf '%s' '<Shot><GUID>{5fbaabe3-6958-40ff-92a7-860e329aab41}</GUID>
   <ParentGUID>{00000001-1111-2222-3333-444444444444}</ParentGUID></Shot>' \
   >> disk/DiskDescriptor.xml
@@ -261,8 +339,53 @@ perl -0pi -e 's{(<GUID>\{5fbaabe3[^<]*</GUID>\s*<Type>Compressed</Type>)}
   disk/DiskDescriptor.xml
 refuses 'the old descriptor has .* directly above root.hds' disk
 
-# Cut off anywhere: the same disk, or a refusal; or, of a tree that was never said to be
-# one, a chain that is only likely.
+# What it names must be there, and what it calls the top must be the top.
+fresh c-chain3-v2-b64
+rm "disk/${files[1]}"
+perl -0pi -e 's{<Snapshots>.*}{}s' disk/DiskDescriptor.xml
+refuses "the old descriptor names ${files[1]}, which is not there" disk
+fresh c-chain3-v2-b64
+rm "disk/${files[1]}" "disk/${files[2]}"
+perl -0pi -e 's{<Snapshots>.*}{}s' disk/DiskDescriptor.xml
+refuses "the old descriptor names ${files[1]}, which is not there" disk
+fresh c-chain3-v2-b64
+rm "disk/${files[1]}" "disk/${files[2]}"
+perl -0pi -e 's{<StorageData>.*</StorageData>}{}s' disk/DiskDescriptor.xml
+refuses 'the old descriptor has 3 snapshots, more than there are files' disk
+fresh b-data-v2-b64
+perl -0pi -e 's{<Snapshots>.*}{}s' disk/DiskDescriptor.xml
+left="root.hds.{00000000-1111-2222-3333-444444444444}"
+"$PLOOP_IMG" create -q --cluster-size=32K "disk/$left" 16M
+refuses "the old descriptor names root.hds as the top, but $left seems to be above" \
+  disk
+
+# All that is lost is which one is the top: each rests where the old one says.
+fresh c-chain3-v2-b64
+age "${files[@]}"
+perl -0pi -e 's{<TopGUID>.*?</TopGUID>}{}s; s{</Snapshots>.*}{}s' \
+  disk/DiskDescriptor.xml
+restore 0 disk
+says "${files[2]}: above .*: the old descriptor says so"
+says '^order: certain$'
+expect_disk disk "$(sha_of c-chain3-v2-b64/DiskDescriptor.xml)"
+# What is said of two of three links is not enough.
+fresh c-chain3-v2-b64
+age "${files[@]}"
+perl -0pi -e 's{</ParentGUID>\s*</Shot>\s*</Snapshots>.*}{}s' disk/DiskDescriptor.xml
+refuses_guess disk
+
+# A copy that somebody has kept is not trusted, for it may be old, but is named.
+fresh c-chain3-v2-b64
+cp disk/DiskDescriptor.xml disk/DiskDescriptor.xml~
+mv disk/DiskDescriptor.xml disk/DiskDescriptor.xml.Backup
+echo junk > disk/DiskDescriptor.xml.bak
+age "${files[@]}"
+refuses_guess disk
+says '^DiskDescriptor.xml.Backup: is a sound descriptor'
+says '^DiskDescriptor.xml~: is a sound descriptor'
+if grep -q '^DiskDescriptor.xml.bak:' restore.log; then fail "junk is named"; fi
+
+# Cut off anywhere: the same disk, or a refusal.
 nr_restored=0
 for name in c-tree-v2-b64 c-chain3-v2-b64 c-rawbase-v2-b2048; do
   sha=$(sha_of $name/DiskDescriptor.xml)
@@ -274,10 +397,7 @@ for name in c-tree-v2-b64 c-chain3-v2-b64 c-rawbase-v2-b2048; do
     truncate -s $at disk/DiskDescriptor.xml
     if "$PLOOP_IMG" descriptor restore disk > restore.log 2>&1; then
       nr_restored=$((nr_restored + 1))
-      if [ $name = c-tree-v2-b64 ] && grep -q '^order: likely$' restore.log; then
-        says 'it may have been a tree'
-        continue
-      fi
+      says '^order: certain$'
       expect_disk disk "$sha"
     else
       [ "$(stat -c %s disk/DiskDescriptor.xml)" -eq $at ] ||
@@ -285,13 +405,12 @@ for name in c-tree-v2-b64 c-chain3-v2-b64 c-rawbase-v2-b2048; do
     fi
   done
 done
-[ $nr_restored -ge 4 ] || fail "hardly a descriptor was restored"
+[ $nr_restored -ge 2 ] || fail "hardly a descriptor was restored"
 
 say "GUIDs"
 fresh c-chain3-v2-b64
 perl -0pi -e 's{<Snapshots>.*}{}s' disk/DiskDescriptor.xml
-age "${files[@]}"
-restore 0 disk
+restore 0 disk "${given[@]}"
 expect_disk disk "$(sha_of c-chain3-v2-b64/DiskDescriptor.xml)"
 for n in 1 2; do
   guid="{0000000$n-1111-2222-3333-444444444444}"
@@ -301,8 +420,7 @@ for n in 1 2; do
 done
 fresh c-chain3-v2-b64
 rm disk/DiskDescriptor.xml
-age "${files[@]}"
-restore 0 disk/
+restore 0 disk/ "${given[@]}"
 grep -q "<GUID>{${files[1]#*.hds.\{}</GUID>" disk/DiskDescriptor.xml ||
   fail "the GUID in the name"
 
@@ -313,22 +431,43 @@ fresh c-chain3-v2-b64
 : > disk/DiskDescriptor.xml
 age "${files[@]}"
 before=$(dir_state disk)
-"$PLOOP_IMG" descriptor restore -n disk > new.xml 2> restore.log
+"$PLOOP_IMG" descriptor restore -n "${given[@]}" disk > new.xml 2> restore.log
 [ "$(dir_state disk)" = "$before" ] || fail "a dry run changed something"
-"$PLOOP_IMG" descriptor restore --output=json disk/DiskDescriptor.xml > json
+# A guess: what it would be, and that it is not taken.
+status=0
+"$PLOOP_IMG" descriptor restore -n disk > guess.xml 2> restore.log || status=$?
+[ $status -eq 1 ] || fail "a dry run of a guess: exit status $status"
+grep -v GUID new.xml > a
+grep -v GUID guess.xml | cmp a - || fail "the guess is not what it must be"
+status=0
+"$PLOOP_IMG" descriptor restore -n --output=json disk > json 2> restore.log ||
+  status=$?
+[ $status -eq 1 ] || fail "a dry run of a guess: exit status $status"
+says 'give the files of one branch with --file'
+cp json guess.json
+"$PLOOP_IMG" descriptor restore --output=json disk > json 2> restore.log &&
+  fail "a guess was taken"
+[ ! -s json ] || fail "an object, though nothing was restored"
+[ "$(dir_state disk)" = "$before" ] || fail "a guess changed something"
+"$PLOOP_IMG" descriptor restore --output=json "${given[@]}" \
+  disk/DiskDescriptor.xml > json
 perl -MJSON::PP -0777 -e '
-  my ($json, $xml) = map { open (my $f, "<", $_) or die; local $/; <$f> } @ARGV;
-  my $o = decode_json ($json);
-  die if $o->{result} ne "restored" || $o->{confidence} ne "likely"
+  my ($json, $guess, $xml) =
+    map { open (my $f, "<", $_) or die; local $/; <$f> } @ARGV;
+  my ($o, $g) = (decode_json ($json), decode_json ($guess));
+  die if $o->{result} ne "restored" || $o->{confidence} ne "given"
       || $o->{xml} ne $xml || $o->{backup} ne "DiskDescriptor.xml.bak"
-      || @{$o->{images}} != 3 || @{$o->{reasons}} < 4
+      || @{$o->{images}} != 3 || @{$o->{reasons}} != 3
       || $o->{images}[0]{file} ne "root.hds" || exists $o->{images}[0]{parent}
       || $o->{images}[0]{type} ne "ploop" || $o->{images}[0]{top}
-      || !$o->{images}[2]{top} || $o->{images}[2]{parent} ne $o->{images}[1]{guid};' \
-  json disk/DiskDescriptor.xml || { cat json; fail "JSON"; }
-grep -v GUID new.xml > a
-grep -v GUID disk/DiskDescriptor.xml > b
-cmp a b || fail "a dry run prints something else"
+      || !$o->{images}[2]{top} || $o->{images}[2]{parent} ne $o->{images}[1]{guid};
+  die if $g->{result} ne "dry-run" || $g->{confidence} ne "likely"
+      || exists $g->{backup} || @{$g->{reasons}} < 5
+      || "@{[map { $_->{file} } @{$g->{images}}]}"
+         ne "@{[map { $_->{file} } @{$o->{images}}]}"
+      || join (" ", sort keys %$g, "backup") ne join (" ", sort keys %$o);' \
+  json guess.json disk/DiskDescriptor.xml || { cat json guess.json; fail "JSON"; }
+grep -v GUID disk/DiskDescriptor.xml | cmp a - || fail "a dry run prints something else"
 fresh b-data-v2-b64
 rm disk/DiskDescriptor.xml
 restore 0 -q disk

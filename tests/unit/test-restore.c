@@ -2,7 +2,8 @@
 
 /* lib/restore.c and what it stands on: when a system call fails, or the process ends
  * between any two of those that change the directory, the old descriptor is there, or
- * the new one; and no bytes in an old descriptor make it more than a doubt.
+ * the new one; and no bytes in an old descriptor make it more than a doubt.  Of three
+ * files and more that may be a tree, no order is guessed.
  */
 
 #include <config.h>
@@ -24,6 +25,7 @@
 #define NR_GARBLED 400u
 
 #define UPPER "root.hds.{00000001-1111-2222-3333-444444444444}"
+#define LEAF "root.hds.{00000002-1111-2222-3333-444444444444}"
 
 static const char old_text[] = "<Parallels_disk_image>what is left";
 
@@ -157,7 +159,7 @@ has_new_descriptor (void)
   g_autoptr (GPtrArray) chain =
     descriptor ? descriptor_chain (descriptor, 0, NULL, NULL) : NULL;
 
-  return chain && chain->len == 2;
+  return chain && chain->len >= 2;
 }
 
 /* What holds before each system call: whoever cuts the power then finds it. */
@@ -295,8 +297,35 @@ START_TEST (what_is_left_of_a_descriptor_is_read)
 }
 END_TEST
 
-/* Bytes are overwritten, taken out and doubled.  Two files have one order, whatever
- * the old descriptor says; what contradicts it is refused.
+/* Bytes are overwritten, taken out and doubled. */
+static void
+put_garbled (GRand *rand, const char *sound)
+{
+  g_autoptr (GString) text = g_string_new (sound);
+
+  for (int n = g_rand_int_range (rand, 1, 8); n > 0; n--) {
+    const gint at = g_rand_int_range (rand, 0, (gint) text->len - 1);
+    const gint most = (gint) text->len - 1 - at;
+    const gint length = g_rand_int_range (rand, 0, MIN (most, 60)) + 1;
+    g_autofree char *piece = g_strndup (text->str + at, (gsize) length);
+
+    switch (g_rand_int_range (rand, 0, 3)) {
+    case 0:
+      text->str[at] = (char) g_rand_int_range (rand, 0, 256);
+      break;
+    case 1:
+      g_string_erase (text, at, length);
+      break;
+    default:
+      g_string_insert (text, g_rand_int_range (rand, 0, (gint) text->len),
+                       piece);
+    }
+  }
+  put_descriptor (text->str, text->len);
+}
+
+/* Two files have one order, whatever the old descriptor says; what contradicts it is
+ * refused.
  */
 START_TEST (garbled_descriptors_make_no_other_order)
 {
@@ -306,29 +335,10 @@ START_TEST (garbled_descriptors_make_no_other_order)
 
   make_directory ();
   for (unsigned i = 0; i < NR_GARBLED; i++) {
-    g_autoptr (GString) text = g_string_new (sound_text);
     const struct ploop_restore_options options = { .dry_run = true };
     struct ploop_restore_result result;
 
-    for (int n = g_rand_int_range (rand, 1, 8); n > 0; n--) {
-      const gint at = g_rand_int_range (rand, 0, (gint) text->len - 1);
-      const gint most = (gint) text->len - 1 - at;
-      const gint length = g_rand_int_range (rand, 0, MIN (most, 60)) + 1;
-      g_autofree char *piece = g_strndup (text->str + at, (gsize) length);
-
-      switch (g_rand_int_range (rand, 0, 3)) {
-      case 0:
-        text->str[at] = (char) g_rand_int_range (rand, 0, 256);
-        break;
-      case 1:
-        g_string_erase (text, at, length);
-        break;
-      default:
-        g_string_insert (text,
-                         g_rand_int_range (rand, 0, (gint) text->len), piece);
-      }
-    }
-    put_descriptor (text->str, text->len);
+    put_garbled (rand, sound_text);
     if (ploop_restore_descriptor (directory, &options, &result, NULL) == -1)
       continue;
     nr_restored++;
@@ -347,6 +357,175 @@ START_TEST (garbled_descriptors_make_no_other_order)
 }
 END_TEST
 
+/* ---- Trees ------------------------------------------------------------- */
+
+/* LEAF is the top, and UPPER a snapshot beside it; times are those of a chain. */
+static const char tree_text[] =
+  "<Parallels_disk_image><Disk_Parameters><Disk_size>1024</Disk_size>"
+  "</Disk_Parameters><StorageData><Storage><Start>0</Start><End>1024</End>"
+  "<Blocksize>64</Blocksize>"
+  "<Image><GUID>{00000007-1111-2222-3333-444444444444}</GUID>"
+  "<Type>Compressed</Type><File>root.hds</File></Image>"
+  "<Image><GUID>{cafe0e5a-aaaa-bbbb-cccc-dddddddddddd}</GUID>"
+  "<Type>Compressed</Type><File>" UPPER "</File></Image>"
+  "<Image><GUID>{5fbaabe3-6958-40ff-92a7-860e329aab41}</GUID>"
+  "<Type>Compressed</Type><File>" LEAF "</File></Image>"
+  "</Storage></StorageData><Snapshots>"
+  "<TopGUID>{5fbaabe3-6958-40ff-92a7-860e329aab41}</TopGUID>"
+  "<Shot><GUID>{00000007-1111-2222-3333-444444444444}</GUID>"
+  "<ParentGUID>{00000000-0000-0000-0000-000000000000}</ParentGUID></Shot>"
+  "<Shot><GUID>{cafe0e5a-aaaa-bbbb-cccc-dddddddddddd}</GUID>"
+  "<ParentGUID>{00000007-1111-2222-3333-444444444444}</ParentGUID></Shot>"
+  "<Shot><GUID>{5fbaabe3-6958-40ff-92a7-860e329aab41}</GUID>"
+  "<ParentGUID>{00000007-1111-2222-3333-444444444444}</ParentGUID></Shot>"
+  "</Snapshots></Parallels_disk_image>";
+
+static void
+set_minute (const char *name, int minute)
+{
+  g_autofree char *path = in_directory (name);
+  const struct timespec times[2] = {
+    { .tv_nsec = UTIME_OMIT }, { .tv_sec = INT64_C (1577836800) + 60 * minute },
+  };
+
+  ck_assert_int_eq (utimensat (AT_FDCWD, path, times, 0), 0);
+}
+
+static void
+make_tree (void)
+{
+  make_directory ();
+  put_image (LEAF);
+  set_minute ("root.hds", 1);
+  set_minute (UPPER, 2);
+  set_minute (LEAF, 3);
+}
+
+START_TEST (an_order_of_three_files_is_not_guessed)
+{
+  g_autoptr (GError) error = NULL;
+
+  make_tree ();
+  ck_assert_int_eq (restore_it (false, &error), -1);
+  ck_assert (g_error_matches (error, PLOOP_ERROR, PLOOP_ERROR_ARGUMENT));
+  ck_assert_ptr_nonnull (strstr (error->message, UPPER " and " LEAF));
+  ck_assert_ptr_nonnull (strstr (error->message, "root.hds or branches"));
+  ck_assert_ptr_nonnull (strstr (error->message, "--file"));
+  ck_assert (has_text (DESCRIPTOR_FILE_NAME, old_text));
+  ck_assert_uint_eq (count_files (false), 4);
+  remove_directory ();
+}
+END_TEST
+
+START_TEST (a_dry_run_shows_the_guess)
+{
+  const struct ploop_restore_options options = { .dry_run = true };
+  static const char *const names[] = { "root.hds", UPPER, LEAF };
+  struct ploop_restore_result result;
+
+  make_tree ();
+  ck_assert_int_eq (
+    ploop_restore_descriptor (directory, &options, &result, NULL), 0);
+  ck_assert_int_eq (result.confidence, PLOOP_CONFIDENCE_LIKELY);
+  ck_assert_ptr_nonnull (result.refusal);
+  ck_assert_uint_eq (result.images->len, 3);
+  for (guint i = 0; i < 3; i++) {
+    const struct ploop_restored_image *image =
+      g_ptr_array_index (result.images, i);
+
+    ck_assert_str_eq (image->file, names[i]);
+  }
+  ploop_restore_result_clear (&result);
+  ck_assert_ptr_null (result.refusal);
+  ck_assert_uint_eq (count_files (false), 4);
+  remove_directory ();
+}
+END_TEST
+
+START_TEST (an_order_that_is_given_is_taken)
+{
+  const char *const files[] = { "root.hds", LEAF, UPPER, NULL };
+  const struct ploop_restore_options options = { .files = files };
+  struct ploop_restore_result result;
+
+  make_tree ();
+  ck_assert_int_eq (
+    ploop_restore_descriptor (directory, &options, &result, NULL), 0);
+  ck_assert_int_eq (result.confidence, PLOOP_CONFIDENCE_GIVEN);
+  ck_assert_ptr_null (result.refusal);
+  ploop_restore_result_clear (&result);
+  remove_directory ();
+}
+END_TEST
+
+/* Both rest on the base; or nothing is written. */
+static bool
+is_tree (const struct ploop_restore_result *result)
+{
+  const struct ploop_restored_image *base, *upper, *leaf;
+
+  if (result->images->len != 3
+      || result->confidence != PLOOP_CONFIDENCE_CERTAIN)
+    return false;
+  base = g_ptr_array_index (result->images, 0);
+  upper = g_ptr_array_index (result->images, 1);
+  leaf = g_ptr_array_index (result->images, 2);
+  return strcmp (upper->parent, base->guid) == 0
+         && strcmp (leaf->parent, base->guid) == 0;
+}
+
+START_TEST (garbled_descriptors_make_no_chain_of_a_tree)
+{
+  const guint32 seed = g_random_int ();
+  g_autoptr (GRand) rand = g_rand_new_with_seed (seed);
+  unsigned nr_restored = 0, nr_guessed = 0;
+
+  make_tree ();
+  for (unsigned i = 0; i < NR_GARBLED; i++) {
+    const struct ploop_restore_options options = { .dry_run = true };
+    struct ploop_restore_result result;
+
+    put_garbled (rand, tree_text);
+    if (ploop_restore_descriptor (directory, &options, &result, NULL) == -1)
+      continue;
+    ck_assert_msg (result.refusal || is_tree (&result), "seed %u, number %u",
+                   seed, i);
+    if (result.refusal)
+      nr_guessed++;
+    else
+      nr_restored++;
+    ploop_restore_result_clear (&result);
+  }
+  ck_assert_uint_ge (nr_restored, 1);
+  ck_assert_uint_ge (nr_guessed, 1);
+  remove_directory ();
+}
+END_TEST
+
+/* A descriptor in which snapshots rest on each other in a circle. */
+START_TEST (a_circle_is_no_order)
+{
+  static const char text[] =
+    "<GUID>{00000007-1111-2222-3333-444444444444}</GUID><File>root.hds</File>"
+    "<GUID>{00000008-1111-2222-3333-444444444444}</GUID><File>" UPPER "</File>"
+    "<GUID>{00000009-1111-2222-3333-444444444444}</GUID><File>" LEAF "</File>"
+    "<GUID>{00000008-1111-2222-3333-444444444444}</GUID>"
+    "<ParentGUID>{00000009-1111-2222-3333-444444444444}</ParentGUID>"
+    "<GUID>{00000009-1111-2222-3333-444444444444}</GUID>"
+    "<ParentGUID>{00000008-1111-2222-3333-444444444444}</ParentGUID>";
+  const struct ploop_restore_options options = { .dry_run = true };
+  struct ploop_restore_result result;
+  g_autoptr (GError) error = NULL;
+
+  make_tree ();
+  put_descriptor (text, strlen (text));
+  ck_assert_int_eq (
+    ploop_restore_descriptor (directory, &options, &result, &error), -1);
+  ck_assert (g_error_matches (error, PLOOP_ERROR, PLOOP_ERROR_ARGUMENT));
+  remove_directory ();
+}
+END_TEST
+
 static void
 add_tests (TCase *tcase)
 {
@@ -354,6 +533,11 @@ add_tests (TCase *tcase)
   tcase_add_test (tcase, a_dry_run_changes_nothing);
   tcase_add_test (tcase, what_is_left_of_a_descriptor_is_read);
   tcase_add_test (tcase, garbled_descriptors_make_no_other_order);
+  tcase_add_test (tcase, an_order_of_three_files_is_not_guessed);
+  tcase_add_test (tcase, a_dry_run_shows_the_guess);
+  tcase_add_test (tcase, an_order_that_is_given_is_taken);
+  tcase_add_test (tcase, garbled_descriptors_make_no_chain_of_a_tree);
+  tcase_add_test (tcase, a_circle_is_no_order);
 }
 
 int
