@@ -321,6 +321,12 @@ server_log (const struct server *server)
   return server->log;
 }
 
+const char *
+server_socket (const struct server *server)
+{
+  return server->socket;
+}
+
 pid_t
 server_pid (const struct server *server)
 {

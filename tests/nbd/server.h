@@ -59,6 +59,9 @@ bool server_stop_or_aborted (struct server *server);
 /* The path of the log, to grep in. */
 const char *server_log (const struct server *server);
 
+/* The path of its socket, for clients of another kind. */
+const char *server_socket (const struct server *server);
+
 /* Its process, to look at. */
 pid_t server_pid (const struct server *server);
 
