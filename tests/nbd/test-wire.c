@@ -227,6 +227,29 @@ test_oldstyle (const char *path, const struct disk *disk)
   server_stop (server);
 }
 
+/* nbdkit -s: a server of one client, on its own standard input and output. */
+static void
+test_single (const char *path, const struct disk *disk)
+{
+  const char *nbdkit = getenv ("NBDKIT");
+  const char *preload = getenv ("NBDKIT_PRELOAD");
+  char *command = format_string (
+    "%s%s exec %s -s %s file=%s", preload && *preload ? "LD_PRELOAD=" : "",
+    preload ? preload : "", nbdkit && *nbdkit ? nbdkit : "nbdkit",
+    test_env ("PLUGIN"), path);
+  char *argv[] = { (char *) "sh", (char *) "-c", command, NULL };
+  struct nbd_handle *nbd = nbd_create ();
+
+  say ("a server of one client");
+  if (nbd == NULL || nbd_connect_command (nbd, argv) == -1)
+    fail_nbd ("--single");
+  disk_compare_nbd (disk, nbd, disk->size, 0);
+  if (nbd_pwrite (nbd, disk->answered, 512, 0, LIBNBD_CMD_FLAG_FUA) == -1)
+    fail_nbd ("--single: write");
+  server_disconnect (nbd);
+  free (command);
+}
+
 /* A server that pretends to be older, to which clients fall back. */
 static void
 test_masked (const char *path, const struct disk *disk, const char *option,
@@ -458,6 +481,7 @@ main (void)
   test_requests (server, disk);
   server_stop (server);
   test_oldstyle (path, disk);
+  test_single (path, disk);
   test_masked (path, disk, "--mask-handshake=0", 0);
   test_masked (path, disk, "--mask-handshake=1", WIRE_FIXED_NEWSTYLE);
   test_masked (path, disk, "--no-sr", WIRE_FIXED_NEWSTYLE | WIRE_NO_ZEROES);
