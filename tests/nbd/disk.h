@@ -28,6 +28,8 @@ struct disk {
   uint8_t *answered;
   uint8_t *submitted;
   uint8_t *loose;               /* by byte; NULL until disk_expect_trims */
+  bool long_extents;            /* the last one may go on behind what was asked for, as
+                                   the protocol allows */
 };
 
 /* A disk of zeros.  Its memory is shared with children of the test. */
@@ -39,6 +41,10 @@ void disk_expect_trims (struct disk *disk);
 
 /* Take the guest's content of the image PATH, as qemu-img reads it. */
 void disk_load (struct disk *disk, const char *path);
+
+/* Take what NBD reads as, from OFFSET. */
+void disk_load_nbd (struct disk *disk, struct nbd_handle *nbd, uint64_t length,
+                    uint64_t offset);
 
 /* A request is about to be sent: DATA, or zeros when DATA is NULL. */
 void disk_submit (struct disk *disk, const uint8_t *data, uint64_t length,

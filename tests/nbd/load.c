@@ -54,7 +54,7 @@ struct connection {
   struct rng rng;
   struct slot slots[MAX_DEPTH];
   unsigned nr_in_flight;
-  bool can_fast_zero, can_cache;
+  bool can_fast_zero, can_cache, can_flush, can_fua, can_zero;
   bool broken;                  /* nothing more is sent */
   bool dead;                    /* and nothing more will be answered */
 };
@@ -425,18 +425,19 @@ choose_kind (struct connection *c)
     return c->load->nr_connections > 1 && rng_percent (&c->rng, 25)
              ? READ_NEIGHBOURS
              : c->load->space ? choose_space_kind (c, true) : READ;
-  if (rng_percent (&c->rng, 3))
+  if (rng_percent (&c->rng, 3) && c->can_flush)
     return FLUSH;
   if (c->load->space)
     return choose_space_kind (c, false);
-  return rng_percent (&c->rng, 20) ? ZERO : WRITE;
+  return rng_percent (&c->rng, 20) && c->can_zero ? ZERO : WRITE;
 }
 
 /* FUA now and then; for zeroes every mix of flags. */
 static uint32_t
 choose_flags (struct connection *c, enum kind kind)
 {
-  uint32_t fua = rng_percent (&c->rng, 4) ? LIBNBD_CMD_FLAG_FUA : 0;
+  uint32_t fua =
+    rng_percent (&c->rng, 4) && c->can_fua ? LIBNBD_CMD_FLAG_FUA : 0;
   uint32_t no_hole = rng_percent (&c->rng, 50) ? LIBNBD_CMD_FLAG_NO_HOLE : 0;
   uint32_t fast = c->load->space && c->can_fast_zero && kind == ZERO &&
                   rng_percent (&c->rng, 25) ? LIBNBD_CMD_FLAG_FAST_ZERO : 0;
@@ -608,6 +609,22 @@ run_connection (void *arg)
   return NULL;
 }
 
+static void
+connect_connection (struct connection *c)
+{
+  const struct load *load = c->load;
+
+  c->nbd = load->uri
+             ? server_connect_uri (load->uri)
+             : server_connect_to (load->server,
+                                  load->export ? load->export : "");
+  c->can_fast_zero = nbd_can_fast_zero (c->nbd) == 1;
+  c->can_cache = nbd_can_cache (c->nbd) == 1;
+  c->can_flush = nbd_can_flush (c->nbd) == 1;
+  c->can_fua = nbd_can_fua (c->nbd) == 1;
+  c->can_zero = nbd_can_zero (c->nbd) == 1;
+}
+
 struct load_run *
 load_start (const struct load *load)
 {
@@ -630,9 +647,7 @@ load_start (const struct load *load)
     c->load = &run->load;
     c->counts = run->load.counts;
     c->number = i;
-    c->nbd = server_connect_to (load->server, load->export ? load->export : "");
-    c->can_fast_zero = nbd_can_fast_zero (c->nbd) == 1;
-    c->can_cache = nbd_can_cache (c->nbd) == 1;
+    connect_connection (c);
     rng_init (&c->rng, load->stream * LOAD_MAX_CONNECTIONS + i);
     for (j = 0; j < load->depth; j++)
       c->slots[j].connection = c;

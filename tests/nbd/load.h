@@ -29,6 +29,7 @@ struct load {
   struct disk *disk;
   const struct server *server;
   const char *export;           /* NULL: the one without a name */
+  const char *uri;              /* instead of both; NULL: not */
   unsigned nr_connections;
   unsigned depth;               /* requests in flight of each, up to 32 */
   uint64_t nr_requests;         /* of all connections; 0: until broken */

@@ -425,8 +425,9 @@ server_stop_or_aborted (struct server *server)
   return aborted;
 }
 
-struct nbd_handle *
-server_try_connect_to (const struct server *server, const char *export)
+/* A handle, not connected yet. */
+static struct nbd_handle *
+new_handle (void)
 {
   struct nbd_handle *nbd = nbd_create ();
 
@@ -443,6 +444,24 @@ server_try_connect_to (const struct server *server, const char *export)
     fail_nbd ("nbd_set_full_info");
   if (nbd_add_meta_context (nbd, LIBNBD_CONTEXT_BASE_ALLOCATION) == -1)
     fail_nbd ("nbd_add_meta_context");
+  return nbd;
+}
+
+struct nbd_handle *
+server_connect_uri (const char *uri)
+{
+  struct nbd_handle *nbd = new_handle ();
+
+  if (nbd_connect_uri (nbd, uri) == -1)
+    fail_nbd (uri);
+  return nbd;
+}
+
+struct nbd_handle *
+server_try_connect_to (const struct server *server, const char *export)
+{
+  struct nbd_handle *nbd = new_handle ();
+
   if (nbd_set_export_name (nbd, export) == -1)
     fail_nbd ("nbd_set_export_name");
   if (nbd_connect_unix (nbd, server->socket) == -1) {

@@ -77,6 +77,9 @@ struct nbd_handle *server_connect_to (const struct server *server,
 struct nbd_handle *server_try_connect_to (const struct server *server,
                                           const char *export);
 
+/* The same to a server that is not ours, which URI names. */
+struct nbd_handle *server_connect_uri (const char *uri);
+
 /* Disconnect in the protocol's way and close. */
 void server_disconnect (struct nbd_handle *nbd);
 
