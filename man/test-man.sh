@@ -3,14 +3,14 @@
 #
 # The manual pages say all that the programs can do, and nothing else: every
 # parameter, feature and debug flag of the plugin, every subcommand and option of
-# ploop-img, every function of libploop-core as the header declares it; and the
-# example program works.
+# ploop-img, every option of ploop-attach and ploop-detach, every function of
+# libploop-core as the header declares it; and the example program works.
 
 set -euo pipefail
 # expect_none counts, at the end of pipes.
 shopt -s lastpipe
 
-: "${srcdir:?}" "${top_srcdir:?}" "${PLUGIN:?}" "${PLOOP_IMG:?}"
+: "${srcdir:?}" "${top_srcdir:?}" "${PLUGIN:?}" "${PLOOP_IMG:?}" "${SCRIPTS:?}"
 : "${PODCHECKER:?}" "${COMPILE:?}" "${LINK:?}" "${LIBS:?}"
 
 if [ "$PODCHECKER" = no ]; then
@@ -21,6 +21,7 @@ fi
 plugin_pod=$srcdir/nbdkit-ploop-plugin.pod
 tool_pod=$srcdir/ploop-img.pod
 library_pod=$srcdir/libploop-core.pod
+attach_pod=$srcdir/ploop-attach.pod
 directory=$(mktemp -d)
 trap 'rm -rf "$directory"' EXIT
 failures=0
@@ -79,7 +80,7 @@ server ()
 
 # ---- All pages -----------------------------------------------------------
 
-for pod in "$plugin_pod" "$tool_pod" "$library_pod"; do
+for pod in "$plugin_pod" "$tool_pod" "$library_pod" "$attach_pod"; do
   "$PODCHECKER" "$pod" 2>&1 |
     grep -v 'pod syntax OK' | expect_none "podchecker" || :
 done
@@ -160,6 +161,15 @@ while read -ra subcommand; do
          options_of "$directory/help" | grep -xF -e "$common"
        } | sort -u)"
 done <<<"$subcommands"
+
+# ---- ploop-attach, ploop-detach -----------------------------------------
+
+for program in ploop-attach ploop-detach; do
+  "$SCRIPTS/$program" --help >"$directory/help"
+  expect_same "an option of $program" \
+    "$(options_of "$directory/help")" \
+    "$(section "$attach_pod" "OPTIONS OF ${program^^}" | documented_options)"
+done
 
 # ---- libploop-core -------------------------------------------------------
 

@@ -27,8 +27,8 @@ run_packages=(nbdkit libnbd-bin e2fsprogs)
 test_packages=(check libnbd-bin libxml2-utils qemu-utils ploop e2fsprogs zstd
                xfsprogs btrfs-progs shellcheck spin strace xz-utils)
 # user-mode-linux: the guest of tests/vm; it needs no right and no hardware for that.
-# libslirp-helper: its network.  nbd-client: the kernel's NBD client.  kmod: modprobe.
-test_packages+=(user-mode-linux libslirp-helper nbd-client kmod)
+# fdisk: sfdisk.  libslirp-helper: its network.  nbd-client: the kernel's NBD client.  kmod: modprobe.
+test_packages+=(user-mode-linux libslirp-helper nbd-client kmod fdisk)
 valgrind_packages=(valgrind)
 # What make bench and make fuzz need beyond build and test.
 bench_packages=(fio python3)
