@@ -165,6 +165,7 @@ check_source ()
   fi
   [ -e "$disk" ] || die "$disk: no such file or directory"
   disk=$(realpath -- "$disk")
+  disk=${disk%/DiskDescriptor.xml}
 }
 
 check_mount_point ()
@@ -216,21 +217,23 @@ claim ()
   find_directory "$1"
   mkdir -m 0700 "$directory" 2> /dev/null || return 1
   claimed=$1
+  echo $$ > "$directory/attaching"
 }
 
-# Sets device.
 claim_given_device ()
 {
   local what
-  if is_disconnected "$device" && [ ! -b "$device" ]; then
-    die "$device: no such device; the module nbd has the parameter nbds_max"
+  if claim "$device"; then
+    is_disconnected "$device" ||
+      die "$device: is in use, by another program than ploop-attach"
+    [ -b "$device" ] ||
+      die "$device: no such device; the module nbd has the parameter nbds_max"
+    return
   fi
+  # In a process of its own, whose variables are not ours.
   what=$(load_state "$device" && echo "${disk:-$uri}") || :
   [ -z "$what" ] || die "$device: is in use for $what"
-  is_disconnected "$device" ||
-    die "$device: is in use, by another program than ploop-attach"
-  claim "$device" ||
-    die "$device: another ploop-attach is at it, or has left it: ploop-detach $device"
+  die "$device: another ploop-attach is at it, or has left it: ploop-detach $device"
 }
 
 # Sets device to one that comes after the one numbered LAST.
@@ -242,6 +245,8 @@ claim_free_device ()
     if is_free "$device" && claim "$device"; then return; fi
     number=$((number + 1))
   done
+  [ "$number" -gt 0 ] ||
+    die "there is no device /dev/nbd0: load the module nbd with nbds_max=16"
   die "all $number devices /dev/nbdN are in use: ploop-detach one, or load the module" \
       "nbd with a larger nbds_max"
 }
@@ -261,7 +266,7 @@ take_source ()
 }
 
 # Through a server without a filter that waits, so that what is wrong is said at once.
-# Sets sector, if it must be larger, and mode.
+# Sets sector, if it must be larger.
 ask_remote ()
 {
   local info
@@ -271,7 +276,6 @@ ask_remote ()
   if [[ $info =~ \"block_size_minimum\":\ ([0-9]+) && ${BASH_REMATCH[1]} -gt 512 ]]; then
     sector=${BASH_REMATCH[1]}
   fi
-  if grep -q '"is_read_only": true' <<< "$info"; then mode=ro; fi
 }
 
 start_server ()
@@ -348,14 +352,19 @@ connect_so_that_all_answer ()
 {
   local tries
   for ((tries = 0; tries < 3; tries++)); do
-    connect "$connections" || return 1
-    [ "$connections" -gt 1 ] || return 0
+    [ "$connections" -gt 1 ] || break
+    connect "$connections" || break
     if all_connections_answer; then return; fi
     disconnect "$device" || return 1
+    connected=''
   done
-  warn "$device: the kernel stalls with $connections connections; there will be one"
-  connections=1
-  connect 1
+  # The kernel also wants a server (a filter may change that) that says that a flush on
+  # one connection covers all.
+  if [ "$connections" -gt 1 ] && is_disconnected "$device"; then
+    warn "$device: $connections connections cannot be had; there will be one"
+    connections=1
+  fi
+  [ "$connections" -eq 1 ] && connect 1
 }
 
 # Nonzero if another program has just taken the device: the kernel lets one have it.
@@ -369,6 +378,14 @@ attach_to_device ()
   fi
   cat "$directory/log" >&2
   die "$device: the kernel's NBD client cannot be connected: see its log (dmesg)"
+}
+
+# A server may refuse to be written to: it has said so itself.
+find_mode ()
+{
+  local is_read_only
+  read -r is_read_only < "/sys/block/${device#/dev/}/ro"
+  [ "$is_read_only" -eq 0 ] || mode=ro
 }
 
 attach ()
@@ -518,7 +535,7 @@ list_human ()
 
 json_string ()
 {
-  local text=$1 i character escaped=''
+  local LC_ALL=C text=$1 i character escaped=''
   text=${text//\\/\\\\}
   text=${text//\"/\\\"}
   for ((i = 0; i < ${#text}; i++)); do
@@ -529,6 +546,16 @@ json_string ()
   printf '"%s"' "$escaped"
 }
 
+# json_strings TEXT...: with commas between them.
+json_strings ()
+{
+  local each comma=''
+  for each; do
+    printf '%s%s' "$comma" "$(json_string "$each")"
+    comma=', '
+  done
+}
+
 # json_or_null VALUE: a number, or null if it is empty.
 json_or_null ()
 {
@@ -537,7 +564,7 @@ json_or_null ()
 
 list_json ()
 {
-  local each attached mount separator=''
+  local each attached separator=''
   find_attached
   echo '['
   for each in ${attached[@]+"${attached[@]}"}; do
@@ -550,9 +577,7 @@ list_json ()
     printf '    "read-only" : %s,\n' "$(if [ "$mode" = ro ]; then echo true; else echo false; fi)"
     printf '    "connections" : %s,\n' "$(json_or_null "$connections")"
     printf '    "server-pid" : %s,\n    "mounts" : [' "$(json_or_null "$server")"
-    for mount in ${mounts[@]+"${mounts[@]}"}; do
-      printf '%s' "$(json_string "$mount")"
-    done
+    json_strings ${mounts[@]+"${mounts[@]}"}
     printf ']\n  }'
     separator=$',\n'
   done
@@ -589,6 +614,7 @@ main ()
   trap 'exit 130' INT
   trap 'exit 143' TERM
   attach
+  find_mode
   wait_for_partitions
   [ -z "$mount" ] || mount_it
   save_state "$device"

@@ -90,6 +90,7 @@ find_target ()
   # A partition stands for its device.
   if [[ $target =~ ^(/dev/nbd[0-9]+)p[0-9]+$ ]]; then target=${BASH_REMATCH[1]}; fi
   resolved=$(realpath -m -- "$target")
+  resolved=${resolved%/DiskDescriptor.xml}
   find_attached
   for each in ${attached[@]+"${attached[@]}"}; do
     if is_target "$each"; then found+=("$each"); fi
@@ -145,7 +146,20 @@ find_users ()
   users=()
   mount_users
   holder_users
+  loop_users
   process_users
+}
+
+# A loop device is backed by it, and has no name for that in any process.
+loop_users ()
+{
+  local file backing
+  for file in /sys/block/loop*/loop/backing_file; do
+    [ -e "$file" ] && read -r backing 2> /dev/null < "$file" || continue
+    [[ $backing =~ ^$device(p[0-9]+)?$ ]] || continue
+    file=${file#/sys/block/}
+    users+=("part of /dev/${file%%/*}")
+  done
 }
 
 # Whoever looks at a device that was just unmounted or closed is done in a moment.
@@ -215,14 +229,14 @@ flush ()
 unsafe ()
 {
   warn "$device (${disk:-$uri}): $*: what was written last may be missing"
-  lost=1
+  lost=1 told=1
 }
 
 end_server_or_say ()
 {
   local server
   if has_no_server "$device"; then
-    [ "$mode" = ro ] || unsafe "its server had ended before"
+    [ "$mode" != rw ] || unsafe "its server had ended before"
     return 0
   fi
   if end_server "$device" "$timeout"; then return; fi
@@ -240,7 +254,7 @@ end_server_or_say ()
 check_closed ()
 {
   local info
-  [ "$mode" = rw ] && [ -n "$disk" ] || return 0
+  [ -z "$told" ] && [ "$mode" = rw ] && [ -n "$disk" ] || return 0
   command -v ploop-img > /dev/null || return 0
   info=$(ploop-img info --output=json -- "$disk" 2> /dev/null) || return 0
   # Somebody else may have opened it since.
@@ -263,9 +277,23 @@ disconnect_or_give_up ()
 
 # ---- All together
 
+# Or ploop-attach was killed, and will not go on.
+is_attached_completely ()
+{
+  local directory pid='' words=()
+  find_directory "$device"
+  read -r pid 2> /dev/null < "$directory/attaching" || return 0
+  mapfile -t -d '' words 2> /dev/null < "/proc/$pid/cmdline" || return 0
+  [[ ${words[*]:-} = *ploop-attach* ]] || return 0
+  warn "$device: ploop-attach (process $pid) is still at it"
+  return 1
+}
+
 # Nonzero if the device is not detached.
 detach ()
 {
+  local told=''
+  is_attached_completely || return 1
   load_state "$device" || :
   unmount || return 1
   refuse_if_in_use || return 1

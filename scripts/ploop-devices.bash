@@ -5,8 +5,9 @@
 # Their sources read this file; what is installed has it in place of that line.
 #
 # Each device nbdN that ploop-attach has taken is a directory nbdN in $run_directory,
-# with the server's socket and process id and, once the device is there, a file "state".
-# To make the directory is to claim the device: of two that try, one fails.  The kernel
+# with the server's socket and process id, a file "attaching" with ploop-attach's own while
+# that is at it, and "state" once it is done.  To make the directory is to claim the
+# device: of two that try, one fails.  The kernel
 # says by nbdN/pid in /sys/block whether a device is connected; who connected it has
 # ended long since.
 
@@ -146,6 +147,7 @@ save_state ()
     printf '%s=%q\n' "$name" "${!name}"
   done > "$directory/state.new"
   mv "$directory/state.new" "$directory/state"
+  rm "$directory/attaching"
 }
 
 # load_state DEVICE: sets disk (or uri), snapshot, mode (ro or rw), connections, mounted
