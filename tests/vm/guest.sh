@@ -35,27 +35,35 @@ requires_guest ()
     skip "only root sees the whole file system that the guest has as its own"
 }
 
-# run_guest [-i INIT] [-m MEGABYTES] [-n] SCRIPT [ARG...]: start a guest, run the file
-# SCRIPT with ARGs in it, as root in bash, and print what it prints.  Returns its exit
-# status.
+# requires_systemd: skip unless a guest can have systemd as process 1, with udev.
+requires_systemd ()
+{
+  requires systemctl udevadm
+  [ -x /lib/systemd/systemd ] || skip "systemd is not installed"
+}
+
+# run_guest [-s PREPARE] [-m MEGABYTES] [-n] SCRIPT [ARG...]: start a guest, run the
+# file SCRIPT with ARGs in it, as root in bash, and print what it prints.  Returns its
+# exit status.
 #
-#   -i INIT  what becomes process 1 instead, a command; the guest ends when it has
-#            written the exit status to /run/guest-status and SCRIPT ends
-#   -m       its memory, which also holds all files that it writes; 768 by default
-#   -n       with a network: 10.0.2.2 in the guest is 127.0.0.1 of this host
+#   -s PREPARE  systemd is process 1, and the script a service after basic.target and
+#               remote-fs.target; the file PREPARE is run before systemd, by bash, as
+#               what an administrator did before this boot
+#   -m          its memory, which also holds all files that it writes; 768 by default
+#   -n          with a network: 10.0.2.2 in the guest is 127.0.0.1 of this host
 run_guest ()
 {
-  local memory=768 network='' init='' option OPTIND=1 status=
-  while getopts i:m:n option; do
+  local memory=768 network='' prepare='' option OPTIND=1 status=
+  while getopts m:ns: option; do
     case $option in
-      i) init=$OPTARG ;;
+      s) prepare=$OPTARG ;;
       m) memory=$OPTARG ;;
       n) network=vec0 ;;
       *) fail "run_guest: no such option" ;;
     esac
   done
   shift $((OPTIND - 1))
-  _write_guest_config "$init" "$network" "$@"
+  _write_guest_config "$prepare" "$network" "$@"
   mkfifo "$tmp/guest-output"
   _boot_guest "$memory" "$network" &
   guest_pid=$!
@@ -79,11 +87,11 @@ guest_says ()
 
 _write_guest_config ()
 {
-  local init=$1 network=$2
+  local prepare=$1 network=$2
   shift 2
   {
-    printf 'init=%q network=%q share=%q stage=%q modules=%q\n' \
-      "$init" "$network" "$share" "$STAGE" "$uml_modules"
+    printf 'prepare=%q network=%q share=%q stage=%q modules=%q\n' \
+      "$prepare" "$network" "$share" "$STAGE" "$uml_modules"
     printf 'arguments=('
     printf '%q ' "$@"
     echo ')'
