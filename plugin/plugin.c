@@ -29,6 +29,7 @@
 
 #include "command-line.h"
 #include "exports.h"
+#include "notify.h"
 #include "parameters.h"
 #include "ploop-core.h"
 
@@ -157,6 +158,17 @@ ploop_get_ready (void)
   return 0;
 }
 
+/* nbdkit listens by now. */
+static void
+say_ready (void)
+{
+  if (parameters.directory)
+    notify_ready ("Serving the disks below %s", parameters.directory);
+  else
+    notify_ready ("Serving %s for %s", parameters.file,
+                  ploop_is_read_only (image) ? "reading" : "writing");
+}
+
 static int
 ploop_after_fork (void)
 {
@@ -170,8 +182,10 @@ ploop_after_fork (void)
   }
   else
     ok = ploop_start (image, &error) == 0;
-  if (ok && exports_start (&error))
+  if (ok && exports_start (&error)) {
+    say_ready ();
     return 0;
+  }
   nbdkit_error ("%s", error->message);
   return -1;
 }
@@ -203,6 +217,8 @@ stop_image (void)
   g_autoptr (GError) error = NULL;
   const struct export disk = { image, parameters.file };
 
+  notify_stopping ("Closing %s",
+                   image ? parameters.file : parameters.directory);
   exports_stop ();
   if (!image)
     return;
@@ -229,6 +245,7 @@ static void
 ploop_dump_plugin (void)
 {
   printf ("ploop_core_version=%s\n", PACKAGE_VERSION);
+  printf ("ploop_sd_notify=%s\n", notify_is_there () ? "yes" : "no");
   printf ("plugin_feature=format-v1\n");
   printf ("plugin_feature=format-v2\n");
   printf ("plugin_feature=chains\n");

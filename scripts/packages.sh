@@ -17,7 +17,7 @@ set -euo pipefail
 build_packages=(gcc libc6-dev make autoconf automake libtool pkgconf
                 nbdkit nbdkit-plugin-dev libglib2.0-dev libjson-glib-dev
                 liburcu-dev liburing-dev libev-dev libnbd-dev libxml2-dev
-                perl)
+                libsystemd-dev perl)
 # libnbd-bin: nbdcopy, nbdinfo and nbdfuse.  e2fsprogs: mke2fs and debugfs.
 run_packages=(nbdkit libnbd-bin e2fsprogs)
 # check: unit tests.  qemu-utils, ploop: the other implementations.  spin: checks
@@ -27,8 +27,9 @@ run_packages=(nbdkit libnbd-bin e2fsprogs)
 test_packages=(check libnbd-bin libxml2-utils qemu-utils ploop e2fsprogs zstd
                xfsprogs btrfs-progs shellcheck spin strace xz-utils)
 # user-mode-linux: the guest of tests/vm; it needs no right and no hardware for that.
-# fdisk: sfdisk.  libslirp-helper: its network.  nbd-client: the kernel's NBD client.  kmod: modprobe.
-test_packages+=(user-mode-linux libslirp-helper nbd-client kmod fdisk)
+# fdisk: sfdisk.  libslirp-helper: its network.  nbd-client: the kernel's NBD client.
+# kmod: modprobe.  systemd, udev: process 1 of some guests.
+test_packages+=(user-mode-linux libslirp-helper nbd-client kmod fdisk systemd udev)
 valgrind_packages=(valgrind)
 # What make bench and make fuzz need beyond build and test.
 bench_packages=(fio python3)
