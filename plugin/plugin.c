@@ -29,6 +29,7 @@
 
 #include "command-line.h"
 #include "exports.h"
+#include "hang-up.h"
 #include "notify.h"
 #include "parameters.h"
 #include "ploop-core.h"
@@ -182,7 +183,7 @@ ploop_after_fork (void)
   }
   else
     ok = ploop_start (image, &error) == 0;
-  if (ok && exports_start (&error)) {
+  if (ok && exports_start (&error) && hang_up_start (&error)) {
     say_ready ();
     return 0;
   }
@@ -217,6 +218,7 @@ stop_image (void)
   g_autoptr (GError) error = NULL;
   const struct export disk = { image, parameters.file };
 
+  hang_up_stop ();
   notify_stopping ("Closing %s",
                    image ? parameters.file : parameters.directory);
   exports_stop ();
