@@ -42,6 +42,13 @@ requires_systemd ()
   [ -x /lib/systemd/systemd ] || skip "systemd is not installed"
 }
 
+# requires_units: skip unless this build has installed systemd units.
+requires_units ()
+{
+  find "$STAGE" -path '*/systemd/system/nbdkit-ploop@.service' | grep -q . ||
+    skip "this build installs no units (configure --with-systemdsystemunitdir)"
+}
+
 # run_guest [-s PREPARE] [-m MEGABYTES] [-n] SCRIPT [ARG...]: start a guest, run the
 # file SCRIPT with ARGs in it, as root in bash, and print what it prints.  Returns its
 # exit status.
