@@ -27,9 +27,11 @@ run_packages=(nbdkit libnbd-bin e2fsprogs)
 test_packages=(check libnbd-bin libxml2-utils qemu-utils ploop e2fsprogs zstd
                xfsprogs btrfs-progs shellcheck spin strace xz-utils)
 # user-mode-linux: the guest of tests/vm; it needs no right and no hardware for that.
-# fdisk: sfdisk.  libslirp-helper: its network.  nbd-client: the kernel's NBD client.
-# kmod: modprobe.  systemd, udev: process 1 of some guests.
-test_packages+=(user-mode-linux libslirp-helper nbd-client kmod fdisk systemd udev)
+# libslirp-helper: its network.  nbd-client: the kernel's NBD client.  kmod: modprobe.
+# systemd, udev: process 1 of some guests.  fdisk: sfdisk.  gnutls-bin: certtool and
+# psktool.
+test_packages+=(user-mode-linux libslirp-helper nbd-client kmod systemd udev fdisk
+                gnutls-bin)
 valgrind_packages=(valgrind)
 # What make bench and make fuzz need beyond build and test.
 bench_packages=(fio python3)
