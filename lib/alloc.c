@@ -243,13 +243,31 @@ shortage (const struct alloc *alloc)
          - (int64_t) alloc_nr_pending (alloc);
 }
 
+/* For a moment a counter may be behind the other one: never show less than none. */
+static uint64_t
+load_count (const _Atomic int64_t *count)
+{
+  return (uint64_t) MAX (atomic_load_explicit (count, memory_order_relaxed), 0);
+}
+
+uint64_t
+alloc_nr_wanted (const struct alloc *alloc)
+{
+  return load_count (&alloc->nr_wanted);
+}
+
+uint64_t
+alloc_nr_free (const struct alloc *alloc)
+{
+  return load_count (&alloc->nr_fresh)
+         + atomic_load_explicit (&alloc->nr_holes, memory_order_relaxed)
+         + alloc_nr_pending (alloc);
+}
+
 bool
 alloc_is_low (const struct alloc *alloc)
 {
-  const uint64_t nr_fresh = (uint64_t) MAX (
-    atomic_load_explicit (&alloc->nr_fresh, memory_order_relaxed), 0);
-
-  return nr_fresh < alloc->step * LOW_STEPS
+  return load_count (&alloc->nr_fresh) < alloc->step * LOW_STEPS
          && shortage (alloc)
               > (int64_t) atomic_load_explicit (&alloc->nr_held,
                                                 memory_order_relaxed)

@@ -70,7 +70,7 @@ struct alloc {
   guint nr_reclaimed;           /* of them */
   uint64_t *holes;              /* a bit a cell */
   uint64_t hole_hint;           /* word where to look first */
-  uint64_t nr_holes;
+  _Atomic uint64_t nr_holes;
   bool tail_cut;                /* the file ends at data_end or beyond limit */
   int failed;                   /* a sync failed: do not extend again */
 };
@@ -136,6 +136,12 @@ alloc_nr_returned (const struct alloc *alloc)
 {
   return atomic_load (&alloc->nr_returned);
 }
+
+/* Guest clusters that have no host cluster. */
+uint64_t alloc_nr_wanted (const struct alloc *alloc);
+
+/* Host clusters that are free, or on their way there. */
+uint64_t alloc_nr_free (const struct alloc *alloc);
 
 /* ---- Freeing ----------------------------------------------------------- */
 

@@ -819,14 +819,23 @@ delta_sync_and_forget (const struct delta *delta, uint64_t length)
 }
 
 int
-delta_size (const struct delta *delta, uint64_t *size)
+delta_space (const struct delta *delta, uint64_t *size, uint64_t *space)
 {
   struct stat st;
 
   if (fstat (delta->fd, &st) == -1)
     return -errno;
   *size = (uint64_t) st.st_size;
+  *space = (uint64_t) st.st_blocks * 512;
   return 0;
+}
+
+int
+delta_size (const struct delta *delta, uint64_t *size)
+{
+  uint64_t space;
+
+  return delta_space (delta, size, &space);
 }
 
 bool

@@ -195,6 +195,9 @@ int delta_sync_and_forget (const struct delta *delta, uint64_t length);
 /* Present size of the file. */
 int delta_size (const struct delta *delta, uint64_t *size);
 
+/* The same, and the bytes that it takes in its file system. */
+int delta_space (const struct delta *delta, uint64_t *size, uint64_t *space);
+
 /* Find the next range of the file at or after *START and below END that may
  * hold data.  Returns false when there is none.
  *

@@ -385,6 +385,7 @@ load_image (struct image *image, GError **error)
   if (forget_unsynced (image->disk.delta, error) < 0
       || load_map (image, &summary, error) < 0)
     return -1;
+  image->nr_allocated = summary.top.nr_allocated;
   log_debug (&image->log, "%s: version %u, %" G_GUINT64_FORMAT " bytes, "
              "clusters of %" G_GUINT32_FORMAT " bytes, %" G_GUINT32_FORMAT
              " of %" G_GUINT32_FORMAT " allocated, %u lower deltas, opened for "
@@ -656,4 +657,38 @@ image_resume (struct image *image)
   if (!image_is_read_only (image))
     flusher_release (&image->disk.flusher);
   gate_release (&image->disk.gate);
+}
+
+/* ---- Its state --------------------------------------------------------- */
+
+/* Clusters that a file of SIZE bytes has room for. */
+static uint64_t
+nr_in_file (const struct delta *delta, uint64_t size)
+{
+  return size <= delta->layout.data_start
+           ? 0 : (size - delta->layout.data_start) / delta->layout.cluster_size;
+}
+
+int
+image_add_state (const struct image *image, struct ploop_state *state)
+{
+  const struct disk *disk = &image->disk;
+  const uint64_t nr_clusters = disk->map.nr_clusters;
+  uint64_t allocated = image->nr_allocated, size = 0, space = 0;
+  const int r = delta_space (disk->delta, &size, &space);
+
+  state->nr_clusters += nr_clusters;
+  state->file_size += size;
+  state->file_space += space;
+  if (!image_is_read_only (image)) {
+    const uint64_t in_file = nr_in_file (disk->delta, size);
+
+    allocated = nr_clusters - MIN (alloc_nr_wanted (&disk->alloc), nr_clusters);
+    /* What alloc_finish has cut off is still counted there. */
+    state->nr_free += MIN (alloc_nr_free (&disk->alloc),
+                           in_file - MIN (allocated, in_file));
+    state->sync_failed |= commit_has_failed (&disk->commit);
+  }
+  state->nr_allocated += allocated;
+  return r;
 }

@@ -23,6 +23,7 @@ struct image {
   struct submit submit;
   struct ploop_open_options options;
   struct log log;
+  uint64_t nr_allocated;        /* clusters of the top delta, at open */
   ploop_engine own;             /* if it has no other one */
   struct runner_job forget;     /* the page cache, piece by piece */
   uint64_t forgotten;           /* bytes of the file */
@@ -60,6 +61,11 @@ int image_start (struct image *image, GError **error);
 int image_stop (struct image *image, GError **error);
 int image_suspend (struct image *image);
 void image_resume (struct image *image);
+
+/* Add IMAGE's state to STATE.  Returns 0 or a negative errno, with all but the file
+ * added.
+ */
+int image_add_state (const struct image *image, struct ploop_state *state);
 
 /* When it has stopped, or never started. */
 void image_free (struct image *image);

@@ -472,6 +472,7 @@ struct ploop_statistics {
   uint64_t nr_fua;              /* requests with PLOOP_FUA */
   uint64_t nr_fast_path;        /* requests served in the caller's thread */
   uint64_t nr_queued;           /* requests served by runners */
+  uint64_t nr_failed;           /* of both, those answered with an error */
 
   uint64_t nr_allocations;      /* clusters that got space */
   uint64_t nr_frees;            /* clusters that trimming unmapped */
@@ -513,6 +514,27 @@ void ploop_get_statistics (const ploop_image *image,
  * block.
  */
 char *ploop_describe_statistics (const struct ploop_statistics *statistics);
+
+/* How an image is, at a moment.  Of the delta that is on top, which is written to;
+ * of a split disk, the sums over its parts.
+ */
+struct ploop_state {
+  uint64_t file_size;           /* bytes */
+  uint64_t file_space;          /* bytes that the file takes in its file system */
+  uint64_t nr_clusters;         /* of the guest's disk */
+  uint64_t nr_allocated;        /* of them those that the file has */
+  uint64_t nr_free;             /* clusters of the file for those it will have,
+                                   or on their way to become such; 0 if it is
+                                   only read */
+  bool sync_failed;             /* a sync has: flushes fail until the image is
+                                   opened again */
+};
+
+/* Read IMAGE's state into STATE: each field that of a moment of its own.  Takes no
+ * lock and holds nobody up; asks the file system for the file's size.  Returns 0, or
+ * a negative errno when that fails: file_size and file_space are 0 then.
+ */
+int ploop_get_state (const ploop_image *image, struct ploop_state *state);
 
 /* ---- What takes its time ----------------------------------------------- */
 

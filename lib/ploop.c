@@ -438,3 +438,19 @@ ploop_get_statistics (const ploop_image *image,
   for (unsigned i = 0; i < image->nr_parts; i++)
     stats_collect (image->parts[i].image->disk.stats, statistics);
 }
+
+int
+ploop_get_state (const ploop_image *image, struct ploop_state *state)
+{
+  int r = 0;
+
+  *state = (struct ploop_state) { 0 };
+  for (unsigned i = 0; i < image->nr_parts; i++) {
+    const int failed = image_add_state (image->parts[i].image, state);
+
+    r = r == 0 ? failed : r;
+  }
+  if (r < 0)
+    state->file_size = state->file_space = 0;
+  return r;
+}

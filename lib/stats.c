@@ -105,6 +105,7 @@ static const struct counter {
   [STATS_FUA] = EVENTS (nr_fua, "requests with FUA"),
   [STATS_FAST_PATH] = EVENTS (nr_fast_path, "served by the caller"),
   [STATS_QUEUED] = EVENTS (nr_queued, "served by runners"),
+  [STATS_FAILED] = EVENTS (nr_failed, "requests that failed"),
   [STATS_ALLOCATIONS] = EVENTS (nr_allocations, "clusters allocated"),
   [STATS_FREES] = EVENTS (nr_frees, "clusters freed"),
   [STATS_REUSES] = EVENTS (nr_reuses, "clusters used again"),

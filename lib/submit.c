@@ -159,8 +159,8 @@ needs_commit (const struct submit *submit, const ploop_request *request,
 }
 
 static void
-count (struct submit *submit, const ploop_request *request, uint64_t begun,
-       enum stats_counter way)
+count (struct submit *submit, const ploop_request *request, int result,
+       uint64_t begun, enum stats_counter way)
 {
   static const enum stats_counter bytes[] = {
     [PLOOP_READ] = STATS_READ_BYTES,
@@ -175,6 +175,8 @@ count (struct submit *submit, const ploop_request *request, uint64_t begun,
   if (is_forced (submit, request))
     stats_add (stats, STATS_FUA, 1);
   stats_add (stats, way, 1);
+  if (G_UNLIKELY (result < 0))
+    stats_add (stats, STATS_FAILED, 1);
   stats_end (stats, request->operation, begun);
 }
 
@@ -186,7 +188,7 @@ complete (struct work *work, int result)
   ploop_request *request = request_of (work);
   struct submit *submit = work->submit;
 
-  count (submit, request, work->begun, STATS_QUEUED);
+  count (submit, request, result, work->begun, STATS_QUEUED);
   request->complete (request, result);
   /* The request is gone. */
   if (atomic_fetch_sub (&submit->nr_accepted, 1) == 1
@@ -498,7 +500,7 @@ do_here (struct submit *submit, const ploop_request *request)
   if (needs_commit (submit, request, r, durable))
     r = commit_flush (&submit->disk->commit);
   if (r <= 0)
-    count (submit, request, begun, STATS_FAST_PATH);
+    count (submit, request, r, begun, STATS_FAST_PATH);
   return r;
 }
 

@@ -547,6 +547,74 @@ START_TEST (threads_write_the_same_new_clusters)
 }
 END_TEST
 
+static struct ploop_state
+state_of (const ploop_image *image)
+{
+  struct ploop_state state;
+
+  ck_assert_int_eq (ploop_get_state (image, &state), 0);
+  return state;
+}
+
+static uint64_t
+nr_failed (const ploop_image *image)
+{
+  struct ploop_statistics statistics;
+
+  ploop_get_statistics (image, &statistics);
+  return statistics.nr_failed;
+}
+
+START_TEST (state_and_failures_are_told)
+{
+  g_autofree char *path = empty_image (2, 64);
+  ploop_image *image = open_image (path, &writing);
+  struct ploop_state state = state_of (image);
+
+  ck_assert_uint_eq (state.nr_clusters, NR_ENTRIES);
+  ck_assert_uint_eq (state.nr_allocated, 0);
+  ck_assert_uint_eq (state.nr_free, 0);
+  write_at (image, 'a', 10 * CLUSTER, 0, PLOOP_FUA);
+  ck_assert_int_eq (ploop_trim (image, 3 * CLUSTER, CLUSTER, 0), 0);
+  state = state_of (image);
+  ck_assert_uint_eq (state.nr_allocated, 7);
+  ck_assert_uint_ge (state.nr_free, 3);
+  ck_assert_uint_ge (state.file_size, 10 * CLUSTER);
+  ck_assert_uint_gt (state.file_space, 0);
+  ck_assert (!state.sync_failed);
+  ck_assert_uint_eq (nr_failed (image), 0);
+  /* Stopped: what the file has is what closing leaves. */
+  ck_assert_int_eq (ploop_stop (image, NULL), 0);
+  state = state_of (image);
+  ck_assert_uint_eq (state.nr_allocated, 7);
+  /* The three holes in the middle; the tail is cut off. */
+  ck_assert_uint_eq (state.nr_free, 3);
+  close_image (image);
+
+  image = open_image (path, &reading);
+  state = state_of (image);
+  ck_assert_uint_eq (state.nr_allocated, 7);
+  ck_assert_uint_eq (state.nr_free, 0);
+  close_image (image);
+}
+END_TEST
+
+START_TEST (failures_are_counted_and_a_failed_sync_is_remembered)
+{
+  g_autofree char *path = empty_image (2, 64);
+  ploop_image *image = open_image (path, &writing);
+
+  write_at (image, 'a', 512, 0, 0);
+  fault_inject (FAULT_FDATASYNC, EIO, 0, 1);
+  ck_assert_int_eq (ploop_flush (image), -EIO);
+  ck_assert_uint_eq (nr_failed (image), 1);
+  ck_assert (state_of (image).sync_failed);
+  ck_assert_int_eq (ploop_flush (image), -EIO);
+  ck_assert_uint_eq (nr_failed (image), 2);
+  ck_assert_int_eq (ploop_close (image, NULL), -1);
+}
+END_TEST
+
 static void
 add_tests (TCase *tcase)
 {
@@ -572,6 +640,8 @@ add_tests (TCase *tcase)
   tcase_add_loop_test (tcase, threads_share_the_last_cluster_that_fits, 0,
                        20);
   tcase_add_loop_test (tcase, threads_write_the_same_new_clusters, 0, 5);
+  tcase_add_test (tcase, state_and_failures_are_told);
+  tcase_add_test (tcase, failures_are_counted_and_a_failed_sync_is_remembered);
 }
 
 int

@@ -90,6 +90,7 @@ static const uint64_t *const fields[STATS_NR_COUNTERS] = {
   &statistics.nr_fua,
   &statistics.nr_fast_path,
   &statistics.nr_queued,
+  &statistics.nr_failed,
   &statistics.nr_allocations,
   &statistics.nr_frees,
   &statistics.nr_reuses,
