@@ -505,6 +505,12 @@ struct ploop_statistics {
 void ploop_get_statistics (const ploop_image *image,
                            struct ploop_statistics *statistics);
 
+/* Add MORE to TOTAL: for sums over several images, or over the times that one was
+ * open.  Does not block.
+ */
+void ploop_add_statistics (struct ploop_statistics *total,
+                           const struct ploop_statistics *more);
+
 /* STATISTICS for people: lines of text, each with its newline.  A table of the
  * operations (with latencies, if measured: mean, and quantiles as
  * ploop_histogram_quantile gives them), then what else was counted.

@@ -165,6 +165,28 @@ stats_collect (const struct stats *stats, struct ploop_statistics *statistics)
   }
 }
 
+static void
+add_histogram (struct ploop_histogram *total,
+               const struct ploop_histogram *more)
+{
+  total->count += more->count;
+  total->sum_ns += more->sum_ns;
+  for (unsigned i = 0; i < PLOOP_HISTOGRAM_NR_BUCKETS; i++)
+    total->buckets[i] += more->buckets[i];
+}
+
+void
+ploop_add_statistics (struct ploop_statistics *total,
+                      const struct ploop_statistics *more)
+{
+  total->latency_measured |= more->latency_measured;
+  for (unsigned c = 0; c < STATS_NR_COUNTERS; c++)
+    G_STRUCT_MEMBER (uint64_t, total, counters[c].field) +=
+      G_STRUCT_MEMBER (const uint64_t, more, counters[c].field);
+  for (unsigned o = 0; o < PLOOP_NR_OPERATIONS; o++)
+    add_histogram (&total->operations[o], &more->operations[o]);
+}
+
 /* ---- Histograms -------------------------------------------------------- */
 
 uint64_t

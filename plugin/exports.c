@@ -45,7 +45,7 @@ exports_init (const struct exports_options *of)
   pthread_condattr_t attr;
 
   options = *of;
-  the_disk.export = (struct export) { of->disk, of->path };
+  the_disk.export = (struct export) { of->disk, of->path, NULL };
   the_disk.path = (char *) of->path;
   pthread_condattr_init (&attr);
   pthread_condattr_setclock (&attr, CLOCK_MONOTONIC);
@@ -162,7 +162,11 @@ open_entry (struct entry *entry, GError **error)
   entry->export.image = entry->disk ? open_snapshot (entry, error)
                                     : open_disk (entry, error);
   entry->export.path = entry->path;
-  return entry->export.image != NULL;
+  entry->export.guid = entry->guid;
+  if (!entry->export.image)
+    return false;
+  options.opened (&entry->export);
+  return true;
 }
 
 static void
@@ -254,9 +258,10 @@ close_entry (struct entry *entry)
 
   entry->busy = true;
   pthread_mutex_unlock (&lock);
-  options.closing (&entry->export);
-  if (ploop_close (entry->export.image, &error) == -1)
+  if (ploop_stop (entry->export.image, &error) == -1)
     options.failed (error);
+  options.closing (&entry->export);
+  ploop_close (entry->export.image, NULL);
   pthread_mutex_lock (&lock);
   g_hash_table_remove (entries, entry->name);
   pthread_cond_broadcast (&changed);
@@ -427,6 +432,27 @@ exports_list (int (*fn) (void *, const char *, const struct ploop_snapshot *),
   for (guint i = 0; i < names->len && r == 0; i++)
     r = list_disk (g_ptr_array_index (names, i), fn, opaque);
   return r;
+}
+
+/* ---- Those that are open ------------------------------------------------ */
+
+void
+exports_foreach (void (*fn) (void *, const struct export *), void *opaque)
+{
+  GHashTableIter iter;
+  gpointer value;
+
+  if (options.disk)
+    fn (opaque, &the_disk.export);
+  pthread_mutex_lock (&lock);
+  g_hash_table_iter_init (&iter, entries);
+  while (g_hash_table_iter_next (&iter, NULL, &value)) {
+    const struct entry *entry = value;
+
+    if (!entry->busy)
+      fn (opaque, &entry->export);
+  }
+  pthread_mutex_unlock (&lock);
 }
 
 /* ---- Ending ------------------------------------------------------------ */

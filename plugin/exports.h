@@ -25,7 +25,9 @@
 /* An image that clients use. */
 struct export {
   ploop_image *image;
-  const char *path;             /* for messages */
+  const char *path;             /* of the disk: for messages */
+  const char *guid;             /* it is this snapshot of it; NULL: what is served
+                                   without a name of its own */
 };
 
 struct exports_options {
@@ -33,7 +35,8 @@ struct exports_options {
   ploop_image *disk;            /* that is open all the time; NULL: a directory */
   const struct ploop_open_options *open;
   unsigned idle_seconds;        /* of a directory's */
-  void (*closing) (const struct export *export);        /* before it is closed */
+  void (*opened) (const struct export *export);
+  void (*closing) (const struct export *export);        /* stopped, not closed yet */
   void (*failed) (const GError *error);         /* nobody waits for the answer */
 };
 
@@ -59,6 +62,12 @@ struct export *exports_get (const char *name, GError **error);
 
 /* One user less.  Blocks while it is closed, if that is at once. */
 void exports_put (struct export *export);
+
+/* Call FN for each that is open, in no order.  None of them is closed meanwhile; FN
+ * must not block, for clients that come and go wait for it.
+ */
+void exports_foreach (void (*fn) (void *opaque, const struct export *export),
+                      void *opaque);
 
 /* Stop what is open, and then, when nobody uses it any more, close it; but not the
  * disk that is open all the time.

@@ -16,14 +16,19 @@
 
 #define DEFAULT_IDLE_SECONDS 30u
 #define MAX_IDLE_SECONDS 86400u
+#define DEFAULT_STATS_SECONDS 10u
+#define MAX_STATS_SECONDS 3600u
 
-struct parameters parameters = { .idle_seconds = DEFAULT_IDLE_SECONDS };
+struct parameters parameters = {
+  .idle_seconds = DEFAULT_IDLE_SECONDS,
+  .stats_seconds = DEFAULT_STATS_SECONDS,
+};
 
 /* What parameters.open refers to. */
 static GPtrArray *bases;        /* of char *; ends with NULL once complete */
 static char *overlay;
 static char *snapshot_guid;
-static bool idle_is_given;
+static bool idle_is_given, interval_is_given;
 
 /* nbdkit changes its directory before anything is opened.  A URI (below an overlay,
  * or as a base) is no path.
@@ -300,6 +305,25 @@ set_idle_close (const char *key, const char *value)
   return parse_number (key, value, 0, MAX_IDLE_SECONDS, &parameters.idle_seconds);
 }
 
+static int
+set_stats_file (const char *key, const char *value)
+{
+  if (parameters.stats_file || *value == '\0') {
+    nbdkit_error ("%s=%s: give the path of one file", key, value);
+    return -1;
+  }
+  parameters.stats_file = nbdkit_absolute_path (value);
+  return parameters.stats_file ? 0 : -1;
+}
+
+static int
+set_stats_interval (const char *key, const char *value)
+{
+  interval_is_given = true;
+  return parse_number (key, value, 1, MAX_STATS_SECONDS,
+                       &parameters.stats_seconds);
+}
+
 static const struct parameter {
   const char *key;
   int (*set) (const char *key, const char *value);
@@ -322,6 +346,8 @@ static const struct parameter {
   { "prealloc-mode", set_prealloc_mode },
   { "runners", set_runners },
   { "snapshot", set_snapshot },
+  { "stats-file", set_stats_file },
+  { "stats-interval", set_stats_interval },
   { "writeback-delay", set_writeback_delay },
 };
 
@@ -370,6 +396,11 @@ parameters_complete (void)
   }
   if (!have_one_kind ())
     return -1;
+  if (interval_is_given && !parameters.stats_file) {
+    nbdkit_error ("stats-interval=%u is for stats-file=PATH, which is not given",
+                  parameters.stats_seconds);
+    return -1;
+  }
   if (bases) {
     g_ptr_array_add (bases, NULL);
     parameters.open.bases = (const char *const *) bases->pdata;
@@ -399,5 +430,6 @@ parameters_clear (void)
   g_clear_pointer (&overlay, free);
   g_clear_pointer (&snapshot_guid, free);
   g_clear_pointer (&parameters.directory, free);
+  g_clear_pointer (&parameters.stats_file, free);
   g_clear_pointer (&parameters.file, free);
 }

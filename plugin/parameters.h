@@ -15,6 +15,8 @@ struct parameters {
   char *file;                   /* the disk; NULL: those below a directory */
   char *directory;
   unsigned idle_seconds;
+  char *stats_file;             /* absolute; NULL: none */
+  unsigned stats_seconds;       /* from one time it is written to the next */
   unsigned extents_flags;       /* for ploop_extents */
   struct ploop_open_options open;
 };
@@ -53,6 +55,8 @@ void parameters_clear (void);
   "fast-path=<BOOL>       Serve in the request's own thread (default on).\n" \
   "writeback-delay=<MS>   How long BAT entries may wait (default 0).\n" \
   "copy-on-write=<MODE>   eager (default) or lazy: when small writes are answered.\n" \
-  "copy-delay=<MS>        Commit copied clusters after (default 500)."
+  "copy-delay=<MS>        Commit copied clusters after (default 500).\n" \
+  "stats-file=<PATH>      Write statistics there, for Prometheus.\n" \
+  "stats-interval=<SECONDS>  How often (default 10)."
 
 #endif /* PLOOP_PLUGIN_PARAMETERS_H */

@@ -33,6 +33,7 @@
 #include "notify.h"
 #include "parameters.h"
 #include "ploop-core.h"
+#include "stats.h"
 
 #define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
 
@@ -78,7 +79,18 @@ is_ending (void *opaque)
   return nbdkit_nanosleep (0, 1) == -1;
 }
 
-static void print_statistics (const struct export *export);
+static void end_export (const struct export *export);
+
+static void
+print_opened (const struct export *export)
+{
+  nbdkit_debug ("%s%s%s: ploop version %u, %" PRIu64 " bytes in clusters of %"
+                PRIu32 " bytes, opened for %s", export->path,
+                export->guid ? "/" : "", export->guid ? export->guid : "",
+                ploop_version (export->image), ploop_size (export->image),
+                ploop_cluster_size (export->image),
+                ploop_is_read_only (export->image) ? "reading" : "writing");
+}
 
 static void
 say_error (const GError *error)
@@ -95,7 +107,8 @@ init_exports (void)
     .disk = image,
     .open = &parameters.open,
     .idle_seconds = parameters.idle_seconds,
-    .closing = print_statistics,
+    .opened = print_opened,
+    .closing = end_export,
     .failed = say_error,
   };
 
@@ -131,6 +144,18 @@ get_directory_ready (void)
   return 0;
 }
 
+static bool
+get_stats_ready (GError **error)
+{
+  const struct stats_options options = {
+    .file = parameters.stats_file,
+    .seconds = parameters.stats_seconds,
+    .served = parameters.file ? parameters.file : parameters.directory,
+  };
+
+  return stats_get_ready (&options, error);
+}
+
 static int
 ploop_get_ready (void)
 {
@@ -138,10 +163,15 @@ ploop_get_ready (void)
 
   /* A limit of the file size is an error of one request, not the end. */
   signal (SIGXFSZ, SIG_IGN);
+  if (!get_stats_ready (&error)) {
+    nbdkit_error ("%s", error->message);
+    return -1;
+  }
   parameters.open.read_only = command_line_is_read_only ();
   /* nbdkit forks after this. */
   parameters.open.defer_start = true;
-  parameters.open.measure_latency = ploop_debug_stats;
+  parameters.open.measure_latency =
+    ploop_debug_stats || parameters.stats_file;
   parameters.open.log = write_log;
   parameters.open.give_up = is_ending;
   if (parameters.directory)
@@ -152,10 +182,7 @@ ploop_get_ready (void)
     return -1;
   }
   init_exports ();
-  nbdkit_debug ("%s: ploop version %u, %" PRIu64 " bytes in clusters of %"
-                PRIu32 " bytes, opened for %s", parameters.file,
-                ploop_version (image), ploop_size (image), ploop_cluster_size (image),
-                ploop_is_read_only (image) ? "reading" : "writing");
+  print_opened (&(const struct export) { image, parameters.file, NULL });
   return 0;
 }
 
@@ -183,7 +210,8 @@ ploop_after_fork (void)
   }
   else
     ok = ploop_start (image, &error) == 0;
-  if (ok && exports_start (&error) && hang_up_start (&error)) {
+  if (ok && exports_start (&error) && stats_start (&error)
+      && hang_up_start (&error)) {
     say_ready ();
     return 0;
   }
@@ -211,22 +239,54 @@ print_statistics (const struct export *export)
       nbdkit_debug ("stats: %s", *line);
 }
 
-/* nbdkit may still be in a request: nothing is freed yet. */
+static void
+print_stopped (const struct export *export)
+{
+  nbdkit_debug ("%s%s%s: stopped", export->path, export->guid ? "/" : "",
+                export->guid ? export->guid : "");
+}
+
+static void
+end_export (const struct export *export)
+{
+  print_stopped (export);
+  stats_closing (export);
+  print_statistics (export);
+}
+
 static void
 stop_image (void)
 {
   g_autoptr (GError) error = NULL;
-  const struct export disk = { image, parameters.file };
+  const struct export disk = { image, parameters.file, NULL };
 
-  hang_up_stop ();
-  notify_stopping ("Closing %s",
-                   image ? parameters.file : parameters.directory);
-  exports_stop ();
   if (!image)
     return;
   if (ploop_stop (image, &error) == -1)
     nbdkit_error ("%s", error->message);
+  print_stopped (&disk);
   print_statistics (&disk);
+}
+
+/* nbdkit may still be in a request: nothing is freed yet.  Disks first: statistics may
+ * have to wait for another file system.
+ */
+static void
+stop_all (void)
+{
+  static bool stopped;
+
+  if (stopped)
+    return;
+  stopped = true;
+  hang_up_stop ();
+  if (image || engine)
+    notify_stopping ("Closing %s",
+                     image ? parameters.file : parameters.directory);
+  exports_stop ();
+  stop_image ();
+  stats_stop ();
+  stats_finish ();
 }
 
 static void
@@ -234,6 +294,7 @@ ploop_unload (void)
 {
   g_autoptr (GError) error = NULL;
 
+  stop_all ();
   exports_close ();
   if (ploop_close (g_steal_pointer (&image), &error) == -1)
     nbdkit_error ("%s", error->message);
@@ -260,6 +321,7 @@ ploop_dump_plugin (void)
   printf ("plugin_feature=trim\n");
   printf ("plugin_feature=extents\n");
   printf ("plugin_feature=cache\n");
+  printf ("plugin_feature=statistics\n");
   parameters_dump ();
 }
 
@@ -559,7 +621,7 @@ static struct nbdkit_plugin plugin = {
   .dump_plugin = ploop_dump_plugin,
   .get_ready = ploop_get_ready,
   .after_fork = ploop_after_fork,
-  .cleanup = stop_image,
+  .cleanup = stop_all,
   .list_exports = ploop_plugin_list_exports,
   .open = ploop_plugin_open,
   .close = ploop_plugin_close,

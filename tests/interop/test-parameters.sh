@@ -97,6 +97,12 @@ for value in -1 x '' 86401; do
   refused idle-close "$value" '0 to 86400'
 done
 refused idle-close 1 'dir='
+for value in 0 -1 x '' 3601; do
+  refused stats-interval "$value" '1 to 3600'
+done
+refused stats-interval 5 'stats-file='
+refused stats-file '' 'path'
+refused stats-file /nonexistent/stats 'No such file'
 refused dir / 'file='
 for value in '' off 1 Lazy; do
   refused copy-on-write "$value" 'eager.*lazy'
@@ -189,6 +195,7 @@ run_nbdkit "$PLUGIN" --help |
 printf '%s\n' allow-outside base base-cache cache copy-delay copy-on-write detect-zeroes \
   dir discard \
   enospc extents fast-path idle-close overlay prealloc prealloc-mode runners snapshot \
+  stats-file stats-interval \
   writeback-delay > "$tmp/known"
 diff "$tmp/dumped" "$tmp/known" || wrong "--dump-plugin has other parameters"
 diff "$tmp/helped" "$tmp/known" || wrong "--help has other parameters"
@@ -216,14 +223,15 @@ expect_names ()
 
 if [ -z "${PLOOP_PARAMETERS:-}" ]; then
   say "threads"
-  expect_names 'ploop-flush ploop-run-0 ' runners=1
-  expect_names 'ploop-flush ploop-run-0 ploop-run-1 ploop-run-2 ' runners=3
-  expect_names 'ploop-run-0 ' -r runners=1 || true
+  expect_names 'ploop-flush ploop-run-0 ploop-stats ' runners=1
+  expect_names 'ploop-flush ploop-run-0 ploop-run-1 ploop-run-2 ploop-stats ' \
+    runners=3
+  expect_names 'ploop-run-0 ploop-stats ' -r runners=1 || true
   start_nbdkit file="$image"
   nr=$(names | wc -w)
   stop_nbdkit
   cpus=$(nproc)
-  [ "$nr" -eq $((1 + (cpus < 16 ? cpus : 16))) ] ||
+  [ "$nr" -eq $((2 + (cpus < 16 ? cpus : 16))) ] ||
     wrong "by default there are $nr threads, on $cpus CPUs"
 fi
 

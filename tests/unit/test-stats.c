@@ -122,6 +122,28 @@ START_TEST (counter_goes_to_its_field)
 }
 END_TEST
 
+START_TEST (statistics_add_up)
+{
+  struct ploop_statistics total = { 0 };
+
+  set_up (true);
+  for (unsigned c = 0; c < STATS_NR_COUNTERS; c++)
+    stats_add (stats, c, 100 + c);
+  count_request (PLOOP_TRIM, 300);
+  collect ();
+  for (int i = 0; i < 3; i++)
+    ploop_add_statistics (&total, &statistics);
+  statistics = total;
+  for (unsigned c = 0; c < STATS_NR_COUNTERS; c++)
+    ck_assert_uint_eq (*fields[c], 3 * (100 + c));
+  ck_assert (total.latency_measured);
+  ck_assert_uint_eq (total.operations[PLOOP_TRIM].count, 3);
+  ck_assert_uint_eq (total.operations[PLOOP_TRIM].sum_ns, 900);
+  ck_assert_uint_eq (total.operations[PLOOP_TRIM].buckets[1], 3);
+  tear_down ();
+}
+END_TEST
+
 static pthread_barrier_t start;
 static _Atomic unsigned nr_counting;
 
@@ -513,6 +535,7 @@ static void
 add_tests (TCase *tcase)
 {
   tcase_add_test (tcase, counter_goes_to_its_field);
+  tcase_add_test (tcase, statistics_add_up);
   tcase_add_loop_test (tcase, threads_lose_no_count, 0, 4);
   tcase_add_test (tcase, threads_take_shards_in_turn);
   tcase_add_test (tcase, clock_is_not_read_unless_latency_is_measured);
