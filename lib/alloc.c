@@ -349,10 +349,14 @@ cover_cells (struct alloc *alloc, uint64_t to)
   pthread_mutex_lock (&alloc->extend_lock);
   alloc->covering = false;
   pthread_cond_broadcast (&alloc->covered);
-  if (r < 0)
-    alloc->failed = r;
-  else
+  if (r == 0)
     alloc->durable_limit = ahead;
+  else {
+    alloc->failed = r;
+    log_warning (alloc->log, "%s: sync of the file's new size failed: %s: it is "
+                 "not made larger any more", alloc->delta->path,
+                 g_strerror (-r));
+  }
   return r;
 }
 

@@ -40,7 +40,9 @@ copy_data (struct delta *target, uint64_t target_offset,
 
     if (r != -ENOTSUP)
       return r;
-    atomic_store_explicit (&source->no_copy_from, true, memory_order_relaxed);
+    delta_lacks (source, &source->no_copy_from,
+                 "the kernel does not copy from here to the top: data is read "
+                 "and written");
   }
   return read_and_write (target, target_offset, source, offset, length);
 }
@@ -84,7 +86,8 @@ try_clone (struct delta *target, uint64_t target_offset,
   *result = delta_clone_range (target, target_offset, source, offset, length);
   if (*result != -ENOTSUP)
     return true;
-  atomic_store_explicit (&source->no_clone_from, true, memory_order_relaxed);
+  delta_lacks (source, &source->no_clone_from,
+               "no blocks can be shared with the top: data is copied");
   return false;
 }
 

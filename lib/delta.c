@@ -330,6 +330,7 @@ delta_open_source (const struct delta_source *source, enum delta_lock lock,
   struct delta *delta = g_new0 (struct delta, 1);
 
   delta->fd = delta->apart_fd = delta->descriptor_lock_fd = -1;
+  delta->log = source->log;
   if (is_uri (source->path) ? !connect (delta, source, error)
                             : !open_and_check (delta, source, lock, error)) {
     delta_close (delta);
@@ -578,6 +579,15 @@ is_unsupported (int r)
   return r == -EOPNOTSUPP || r == -ENOSYS || r == -ENODEV || r == -EINVAL;
 }
 
+void
+delta_lacks (const struct delta *delta, _Atomic bool *flag,
+             const char *instead)
+{
+  if (!atomic_exchange_explicit (flag, true, memory_order_relaxed)
+      && delta->log)
+    log_debug (delta->log, "%s: %s", delta->path, instead);
+}
+
 static int
 try_fallocate (const struct delta *delta, int mode, uint64_t offset,
                uint64_t length)
@@ -655,7 +665,8 @@ delta_zero (struct delta *delta, uint64_t length, uint64_t offset)
                    MIN (length, size - offset));
     if (!is_unsupported (r))
       return r;
-    atomic_store_explicit (&delta->no_zero_range, true, memory_order_relaxed);
+    delta_lacks (delta, &delta->no_zero_range,
+                 "the file system cannot zero: zeros are written");
   }
   return write_zeroes (delta, MIN (length, size - offset), offset);
 }
@@ -670,7 +681,9 @@ delta_punch (struct delta *delta, uint64_t length, uint64_t offset)
   r = try_clear (delta, FALLOC_FL_PUNCH_HOLE, offset, length);
   if (!is_unsupported (r))
     return r;
-  atomic_store_explicit (&delta->no_punch, true, memory_order_relaxed);
+  delta_lacks (delta, &delta->no_punch,
+               "the file system cannot punch holes: what is trimmed keeps its "
+               "space");
   return -ENOTSUP;
 }
 
@@ -752,7 +765,9 @@ delta_reserve (struct delta *delta, uint64_t from, uint64_t to)
   r = try_fallocate (delta, FALLOC_FL_KEEP_SIZE, from, to - from);
   if (!is_unsupported (r))
     return r;
-  delta_reserve_nothing (delta);
+  delta_lacks (delta, &delta->no_fallocate,
+               "the file system cannot reserve space: it is taken when it is "
+               "written to");
   return 0;
 }
 

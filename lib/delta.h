@@ -50,7 +50,7 @@ struct delta {
   bool holes_are_true;          /* the file system tells holes reliably */
   struct direct *direct;        /* NULL: all goes through the page cache */
   uint64_t direct_start;        /* below it all goes through the page cache */
-  const struct log *log;        /* for what direct has to say */
+  const struct log *log;        /* NULL: nobody listens */
   _Atomic bool no_fallocate;    /* the file system said so once */
   _Atomic bool no_zero_range;
   _Atomic bool no_punch;
@@ -78,8 +78,8 @@ struct delta_source {
                                    device: header and layout stay zeros, to be
                                    filled in by who opens it */
   bool descriptor_is_locked;    /* the one beside it, by who opens it */
-  /* For what is remote: see remote_options.  LOG outlives the delta. */
-  const struct log *log;
+  const struct log *log;        /* outlives the delta; or NULL */
+  /* For what is remote: see remote_options. */
   bool (*give_up) (void *opaque);
   void *give_up_opaque;
 };
@@ -93,6 +93,12 @@ struct delta *delta_open_source (const struct delta_source *source,
 /* The same for an image of which only the name is known. */
 struct delta *delta_open (const char *path, enum delta_lock lock,
                           GError **error);
+
+/* Set FLAG, one of DELTA's, which says what its file system cannot do; whoever looks
+ * for faults is told once, in the words of INSTEAD.
+ */
+void delta_lacks (const struct delta *delta, _Atomic bool *flag,
+                  const char *instead);
 
 /* Release the locks and free.  NULL is ignored. */
 void delta_close (struct delta *delta);

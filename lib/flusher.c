@@ -162,6 +162,31 @@ have_returned (struct flusher *flusher)
   return flusher->nr_returned != before;
 }
 
+/* With enospc=wait, until a second has passed in which nobody had to wait. */
+static void
+keep_waiting (struct flusher *flusher)
+{
+  if (flusher->waiting_since == 0) {
+    flusher->waiting_since = g_get_monotonic_time ();
+    log_warning (flusher->log, "%s: there is no space: requests wait until there "
+                 "is some", flusher->alloc->delta->path);
+  }
+  start_timer (flusher, &flusher->retry_timer, RETRY_SECONDS);
+}
+
+static void
+end_waiting (struct flusher *flusher)
+{
+  const gint64 since = flusher->waiting_since;
+
+  if (since == 0)
+    return;
+  flusher->waiting_since = 0;
+  log_warning (flusher->log, "%s: no request waits for space any more, after %"
+               G_GINT64_FORMAT " seconds", flusher->alloc->delta->path,
+               (g_get_monotonic_time () - since) / G_USEC_PER_SEC);
+}
+
 /* Whoever is told to look again may find nothing, and waits again: so there must
  * be a reason each time, or time must pass.
  */
@@ -180,7 +205,7 @@ find_space (struct flusher *flusher)
     resume (flusher, !flusher->wait_for_space, 0);
   if (flusher->wait_for_space) {
     if (has_waiters (flusher))
-      start_timer (flusher, &flusher->retry_timer, RETRY_SECONDS);
+      keep_waiting (flusher);
   }
   else if (alloc_nr_pending (flusher->alloc) == 0)
     resume (flusher, true, 0);
@@ -411,10 +436,14 @@ on_retry_timer (struct ev_loop *ev, ev_timer *timer, int events)
 
   (void) ev;
   (void) events;
-  if (flusher->give_up && flusher->give_up (flusher->give_up_opaque))
+  if (!has_waiters (flusher))
+    end_waiting (flusher);
+  else if (flusher->give_up && flusher->give_up (flusher->give_up_opaque))
     flusher_give_up (flusher);
-  else
+  else {
     resume (flusher, true, 0);
+    keep_waiting (flusher);
+  }
 }
 
 /* ---- Starting and stopping --------------------------------------------- */

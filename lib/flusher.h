@@ -59,6 +59,7 @@ struct flusher {
   struct loop_client client;
   bool (*fill) (void *opaque);
   void *fill_opaque;
+  gint64 waiting_since;         /* us; 0: nobody waits; the thread's */
   ev_timer commit_timer, write_back_timer, retry_timer, trim_timer, fill_timer;
   _Atomic unsigned work;        /* what was asked for: bits by enum */
 

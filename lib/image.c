@@ -106,19 +106,64 @@ open_located (struct chain *chain, const struct location *location,
   return false;
 }
 
+/* All are locked, too. */
 static void
 describe_levels (const struct chain *chain, const struct log *log)
 {
   for (unsigned i = 0; i < chain->nr_levels; i++) {
     const struct delta *delta = chain->levels[i];
+    g_autofree char *format =
+      delta->is_raw ? g_strdup ("raw")
+                    : g_strdup_printf ("version %u, in use 0x%08"
+                                       G_GINT32_MODIFIER "x",
+                                       delta->header.version,
+                                       delta->header.in_use);
 
-    if (delta->is_raw)
-      log_debug (log, "level %u: %s: raw, %" G_GUINT64_FORMAT " bytes", i,
-                 delta->path, delta->layout.size);
-    else
-      log_debug (log, "level %u: %s: version %u, %" G_GUINT64_FORMAT " bytes",
-                 i, delta->path, delta->header.version, delta->layout.size);
+    log_debug (log, "level %u: %s: %s, %" G_GUINT64_FORMAT " bytes in a file of %"
+               G_GUINT64_FORMAT ", for %s%s", i, delta->path, format,
+               delta->layout.size, delta->file_size,
+               delta->read_only ? "reading" : "writing",
+               delta->descriptor_lock_fd == -1
+                 ? "" : ", with its descriptor locked");
   }
+}
+
+/* As it is in effect, but for what a request will find out. */
+static void
+describe_options (const struct image *image)
+{
+  static const char *const caches[] = {
+    [PLOOP_CACHE_WRITEBACK] = "writeback",
+    [PLOOP_CACHE_NONE] = "none",
+    [PLOOP_CACHE_WRITETHROUGH] = "writethrough",
+  };
+  static const char *const discards[] = {
+    [PLOOP_DISCARD_UNMAP] = "unmap",
+    [PLOOP_DISCARD_KEEP] = "keep",
+    [PLOOP_DISCARD_OFF] = "off",
+  };
+  static const char *const zeroes[] = {
+    [PLOOP_DETECT_ZEROES_OFF] = "off",
+    [PLOOP_DETECT_ZEROES_ON] = "on",
+    [PLOOP_DETECT_ZEROES_UNMAP] = "unmap",
+  };
+  const struct ploop_open_options *options = &image->options;
+
+  log_debug (&image->log, "%s: cache=%s%s, discard=%s, detect-zeroes=%s, "
+             "enospc=%s, prealloc=%" G_GUINT64_FORMAT ", prealloc-mode=%s, "
+             "fast-path=%s, copy-on-write=%s, copy-delay=%u, writeback-delay=%u%s",
+             image->disk.delta->path, caches[options->cache],
+             options->cache != PLOOP_CACHE_NONE || image->disk.delta->direct
+               ? "" : " (in vain)",
+             discards[options->discard], zeroes[options->detect_zeroes],
+             options->enospc == PLOOP_ENOSPC_WAIT ? "wait" : "report",
+             options->prealloc,
+             options->prealloc_mode == PLOOP_PREALLOC_FALLOC ? "falloc"
+                                                             : "truncate",
+             options->no_fast_path ? "off" : "on",
+             options->copy_on_write == PLOOP_COPY_LAZY ? "lazy" : "eager",
+             options->copy_delay, options->writeback_delay,
+             image->disk.keeps_remote ? ", base-cache=on" : "");
 }
 
 static void
@@ -364,6 +409,10 @@ forget_unsynced (const struct delta *delta, GError **error)
   if (delta->read_only || !format_is_dirty (delta->header.in_use))
     return 0;
   r = delta_sync_and_forget (delta, delta->file_size);
+  if (r == 0 && delta->log)
+    log_debug (delta->log, "%s: was not closed (in use is 0x%08"
+               G_GINT32_MODIFIER "x): synced, to be read from the disk",
+               delta->path, delta->header.in_use);
   if (r < 0)
     error_set_system (error, r, "%s: was not closed, and cannot be synced",
                       delta->path);
@@ -476,6 +525,7 @@ image_open (const struct location *location,
   image->disk.delta = chain_top (&image->disk.chain);
   describe_levels (&image->disk.chain, &image->log);
   init_engine (image);
+  describe_options (image);
   if (load_image (image, error) < 0) {
     image_free (image);
     return NULL;
@@ -556,6 +606,9 @@ image_start (struct image *image, GError **error)
   if (!image_is_read_only (image))
     flusher_start (&disk->flusher, &engine->loop);
   image->started = true;
+  log_debug (&image->log, "%s: started, with %u runners%s", disk->delta->path,
+             engine->runners.nr,
+             image->options.engine ? " that other disks have, too" : "");
   start_forgetting (image);
   return 0;
 }

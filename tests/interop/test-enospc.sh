@@ -350,6 +350,8 @@ wait_for_space ()
   stop_nbdkit
   grep -Eq 'stats: waits for space +[1-9]' "$nbdkit_log" ||
     fail "nobody has waited for space"
+  [ "$(grep -c 'there is no space: requests wait' "$nbdkit_log")" -ge 1 ] ||
+    fail "it is not said that a request waits"
   check_image
 
   # Trimmed space is space, too.

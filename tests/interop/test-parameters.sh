@@ -235,6 +235,38 @@ if [ -z "${PLOOP_PARAMETERS:-}" ]; then
     wrong "by default there are $nr threads, on $cpus CPUs"
 fi
 
+# ---- What the log says
+
+# said TEXT: so often.
+said ()
+{
+  grep -Ec -- "$1" "$nbdkit_log" || :
+}
+
+say "the log"
+start_nbdkit -v file="$image"
+io -c 'write 0 64k'
+stop_nbdkit
+[ "$(said "debug: $image: ploop version 2, .* opened for writing")" -eq 1 ] &&
+  [ "$(said "debug: $image: stopped")" -eq 1 ] ||
+  wrong "-v does not say what is opened and stopped"
+[ "$(said "debug: $image: (cache=|marked)|debug: level")" -eq 0 ] ||
+  wrong "-v alone says more"
+start_nbdkit -v -D ploop.metadata=1 file="$image" discard=keep writeback-delay=7 \
+  enospc=wait
+io -c 'write 0 64k'
+stop_nbdkit
+for text in "level 0: $image: version 2, in use 0x0+, 8388608 bytes .*, for writing" \
+    "$image: cache=[a-z]+, discard=keep, .*enospc=wait, .*writeback-delay=7" \
+    "$image: started, with [0-9]+ runners$" "$image: marked as in use" \
+    "$image: closed"; do
+  [ "$(said "debug: $text")" -eq 1 ] || wrong "not said once: $text"
+done
+start_nbdkit -r -v -D ploop.metadata=1 file="$image"
+stop_nbdkit
+[ "$(said "debug: level 0: $image: .*, for reading")" -eq 1 ] ||
+  wrong "not said: for reading"
+
 # ---- Statistics
 
 say "statistics"

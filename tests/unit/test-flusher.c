@@ -21,6 +21,19 @@
 
 static const struct log silent;
 
+/* Warnings of the flusher's. */
+static _Atomic unsigned nr_warnings;
+
+static void
+count_warning (void *opaque, enum ploop_log_level level, const char *message)
+{
+  (void) opaque;
+  (void) message;
+  nr_warnings += level == PLOOP_LOG_WARNING;
+}
+
+static const struct log counting = { count_warning, NULL };
+
 /* Is CONDITION true before a generous deadline? */
 #define comes_true(condition)                                                 \
   ({                                                                          \
@@ -139,7 +152,7 @@ set_up (struct bed *bed, struct settings settings)
   ck_assert_ptr_nonnull (bed->delta);
   ck_assert_int_eq (map_init (&bed->map, NR_ENTRIES), 0);
   flusher_init (&bed->flusher, &bed->alloc, &bed->commit, &bed->trims,
-                bed->stats, &silent, &options);
+                bed->stats, &counting, &options);
   init_alloc (bed, settings.step);
   ck_assert_int_eq (commit_init (&bed->commit, bed->delta, 0, &bed->map,
                                  &bed->changes, bed->stats, &silent, &hooks,
@@ -578,6 +591,7 @@ START_TEST (space_is_looked_for_again_until_it_is_back)
   struct waiting waiting[3];
   uint32_t entry;
 
+  nr_warnings = 0;
   set_up (&bed, (struct settings) { .step = 4, .wait = true });
   fill_host (&bed, 6);
   for (int round = 0; round < 2; round++) {
@@ -592,8 +606,11 @@ START_TEST (space_is_looked_for_again_until_it_is_back)
     host_clusters = 100;
   }
   map_cluster (&bed, 10, MAP_NEW);
+  /* It is said when it begins, and when it is over: then nothing is left to do. */
+  ck_assert (comes_true (nr_warnings == 2));
   stop (&bed);
   ck_assert (!ev_is_active (&bed.flusher.retry_timer));
+  ck_assert_uint_eq (nr_warnings, 2);
   tear_down (&bed);
 }
 END_TEST
