@@ -44,17 +44,22 @@ void parameters_clear (void);
   "base-cache=<BOOL>      Keep what is read from a base on a server (default off).\n" \
   "overlay=<IMAGE>        Write to this delta only (created if missing).\n" \
   "allow-outside=<BOOL>   The descriptor may name files elsewhere (default off).\n" \
-  "cache=<MODE>           writeback (default), none (O_DIRECT), writethrough.\n" \
-  "discard=<MODE>         unmap (default), keep (no holes in the file) or off.\n" \
-  "detect-zeroes=<MODE>   off (default), on or unmap: writes of zeros.\n" \
-  "extents=<MODE>         cluster (default) or detail: how holes are told.\n" \
-  "enospc=<MODE>          report (default) or wait when there is no space.\n" \
+  "cache=writeback|none|writethrough\n" \
+  "                       The page cache (default), O_DIRECT, or durable at once.\n" \
+  "discard=unmap|keep|off\n" \
+  "                       Trims give space back (default), without holes, or not.\n" \
+  "detect-zeroes=off|on|unmap\n" \
+  "                       Zeros: written (default), take no new space, give it back.\n" \
+  "extents=cluster|detail How finely holes are told (default cluster).\n" \
+  "enospc=report|wait     What requests without space do (default report).\n" \
   "prealloc=<SIZE>        How much the file grows at once (default 128M).\n" \
-  "prealloc-mode=<MODE>   falloc (default) or truncate.\n" \
+  "prealloc-mode=falloc|truncate\n" \
+  "                       Reserve that space (default), or only its size.\n" \
   "runners=<N>            Worker threads (default: one a CPU, at most 16).\n" \
   "fast-path=<BOOL>       Serve in the request's own thread (default on).\n" \
   "writeback-delay=<MS>   How long BAT entries may wait (default 0).\n" \
-  "copy-on-write=<MODE>   eager (default) or lazy: when small writes are answered.\n" \
+  "copy-on-write=eager|lazy\n" \
+  "                       When small writes are answered (default eager).\n" \
   "copy-delay=<MS>        Commit copied clusters after (default 500).\n" \
   "stats-file=<PATH>      Write statistics there, for Prometheus.\n" \
   "stats-interval=<SECONDS>  How often (default 10)."

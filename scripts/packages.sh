@@ -30,9 +30,10 @@ test_packages=(check libnbd-bin libxml2-utils qemu-utils ploop e2fsprogs zstd
 # libslirp-helper: its network.  nbd-client: the kernel's NBD client.  kmod: modprobe.
 # systemd, udev: process 1 of some guests.  fdisk: sfdisk.  gnutls-bin: certtool and
 # psktool.  qemu-system-x86: machines that boot from what is served (20 MB to download).
-# libvirt-clients: virt-xml-validate.  attr: setfattr.
+# libvirt-clients: virt-xml-validate.  attr: setfattr.  bash-completion: what nbdkit's own
+# completion needs.
 test_packages+=(user-mode-linux libslirp-helper nbd-client kmod systemd udev fdisk
-                gnutls-bin qemu-system-x86 libvirt-clients attr)
+                gnutls-bin qemu-system-x86 libvirt-clients attr bash-completion)
 valgrind_packages=(valgrind)
 # What make bench and make fuzz need beyond build and test.
 bench_packages=(fio python3)

@@ -191,7 +191,7 @@ stop_nbdkit
 run_nbdkit --dump-plugin "$PLUGIN" | sed -n 's/^plugin_parameter=//p' |
   sort > "$tmp/dumped"
 run_nbdkit "$PLUGIN" --help |
-  sed -nE 's/^([a-z-]+)=<.*/\1/p' | sort > "$tmp/helped"
+  sed -nE '/^plugin: /,$ s/^([a-z-]+)=[^ ].*/\1/p' | sort > "$tmp/helped"
 printf '%s\n' allow-outside base base-cache cache copy-delay copy-on-write detect-zeroes \
   dir discard \
   enospc extents fast-path idle-close overlay prealloc prealloc-mode runners snapshot \
