@@ -38,8 +38,10 @@ valgrind_packages=(valgrind)
 # What make bench and make fuzz need beyond build and test.
 bench_packages=(fio python3)
 fuzz_packages=(clang libclang-rt-14-dev)
+# What make check-packages needs beyond build and test.
+package_packages=(dpkg-dev debhelper lintian blhc rpm rpmlint)
 
-groups="build, run, test, valgrind, bench, fuzz"
+groups="build, run, test, valgrind, bench, fuzz, package"
 
 # packages_of GROUP...: the groups' packages, one a line, each once.
 packages_of ()
@@ -53,6 +55,7 @@ packages_of ()
       valgrind) printf '%s\n' "${valgrind_packages[@]}" ;;
       bench)    printf '%s\n' "${bench_packages[@]}" ;;
       fuzz)     printf '%s\n' "${fuzz_packages[@]}" ;;
+      package)  printf '%s\n' "${package_packages[@]}" ;;
       *)        echo "packages.sh: no group of packages is called" \
                      "'$group': use $groups" >&2
                 return 2 ;;
