@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
 
-# Proves that the tarball, which has the spec file, makes RPMs that hold what Debian's
-# packages do.
+# Proves that the tarball, which has the spec file, makes RPMs, as README says, that hold
+# what Debian's packages do.
 
 set -euo pipefail
 . "$abs_top_srcdir/tests/functions.sh"
+. "$abs_top_srcdir/tests/package/readme.sh"
 requires rpmbuild rpmspec xz
 [ -e "$TARBALL" ] || fail "there is no $TARBALL: run make check-packages"
 cd "$tmp"
@@ -27,16 +28,16 @@ fi
 
 if [ "${PLOOP_TEST_SCALE:-100}" -lt 100 ]; then
   say "rpmbuild, the source package only: all of them take a minute"
-  rpmbuild -ts --nodeps --define "_topdir $tmp/rpm" "$TARBALL" > build.log 2>&1 ||
+  HOME=$tmp rpmbuild -ts --nodeps "$TARBALL" > build.log 2>&1 ||
     { tail -n 40 build.log; fail "rpmbuild"; }
   say "passed"
   exit 0
 fi
 
-say "rpmbuild"
-# Where the build requirements are there, but not from RPMs, rpm cannot know.
-rpmbuild -tb --nodeps --without check --define "_topdir $tmp/rpm" \
-  --define "_smp_mflags -j$(nproc)" "$TARBALL" > build.log 2>&1 ||
+build=$(readme_command rpmbuild)
+say "$build"
+cp "$TARBALL" .
+HOME=$tmp bash -euc "$build" > build.log 2>&1 ||
   { tail -n 40 build.log; fail "rpmbuild"; }
 if grep -iE '^warning|File not found|Installed \(but unpackaged\)' build.log; then
   fail "rpmbuild warns"
@@ -47,7 +48,7 @@ contains ()
 {
   local package=$1
   shift
-  rpm -qlp rpm/RPMS/*/"$package-$VERSION"-*.rpm |
+  rpm -qlp rpmbuild/RPMS/*/"$package-$VERSION"-*.rpm |
     grep -vE '/(\.build-id|doc|licenses)(/|$)' | sed 's/\.gz$//; s,/lib64/,/lib/,' |
     LC_ALL=C sort > files
   printf '%s\n' "$@" | LC_ALL=C sort > want
