@@ -63,8 +63,9 @@ _has_receivers ()
 }
 
 # connect_nbd DEVICE NAME CONNECTIONS [OPTION...]: DEVICE is the export NAME, which may
-# be empty.  OPTIONs are nbd-client's; with -unix PATH among them, not the server on
-# the host is meant.
+# be empty.  OPTIONs are nbd-client's; with -unix PATH as the first, not the server on
+# the host is meant.  By default a request may take ten minutes: on a busy host, 30
+# seconds are soon over.
 connect_nbd ()
 {
   local device=$1 name=$2 connections=$3 to=("$server" "$server_port") before try
@@ -74,10 +75,10 @@ connect_nbd ()
   [ -z "$name" ] || set -- -N "$name" "$@"
   for try in 1 2 3 4 5; do
     before=$(_receivers)
-    nbd-client "${to[@]}" "$device" -b 4096 -C "$connections" "$@" \
+    nbd-client "${to[@]}" "$device" -b 512 -C "$connections" -timeout 600 "$@" \
       > /tmp/nbd-client.log 2>&1 ||
       { cat /tmp/nbd-client.log; give_up "$device: not connected"; return 1; }
-    if poll 2 _has_receivers $((before + connections)); then return; fi
+    if poll 5 _has_receivers $((before + connections)); then return; fi
     echo "$device: try $try: not every connection has its receiver"
     disconnect_nbd "$device"
   done
@@ -132,20 +133,22 @@ make_file_system ()
     # for nothing is to be written behind the test's back.
     ext4)  mkfs.ext4 -q -F -J size=4 -E lazy_itable_init=0,lazy_journal_init=0 "$2" ;;
     xfs)   mkfs.xfs -q -f "$2" ;;
-    btrfs) mkfs.btrfs -q -f "$2" ;;
+    btrfs) mkfs.btrfs -q -f "$2" > /dev/null ;;
     *)     give_up "make_file_system: $1" ;;
   esac
 }
 
 check_file_system ()
 {
+  local command text
   case $1 in
-    ext4)  e2fsck -f -n "$2" ;;
-    xfs)   xfs_repair -n "$2" ;;
-    btrfs) btrfs check "$2" ;;
+    ext4)  command=(e2fsck -f -n) ;;
+    xfs)   command=(xfs_repair -n) ;;
+    btrfs) command=(btrfs check) ;;
     *)     give_up "check_file_system: $1" ;;
-  esac > /tmp/fsck.log 2>&1 ||
-    { cat /tmp/fsck.log; give_up "$2: the file system has errors"; }
+  esac
+  text=$("${command[@]}" "$2" 2>&1) ||
+    { echo "$text"; give_up "$2: the file system has errors"; }
 }
 
 _write_one ()
@@ -157,7 +160,7 @@ _write_one ()
 }
 
 # write_files DIRECTORY WRITERS KIB LINES: writers at the same time, each a file of KIB
-# random KiB, synced, and small ones; the checksums are in DIRECTORY.sums.
+# random KiB, and small ones; the checksums are in DIRECTORY.sums.  All are synced.
 write_files ()
 {
   local directory=$1 pids=() writer pid
@@ -170,6 +173,7 @@ write_files ()
     wait "$pid"
   done
   sum_files "$directory" > "$directory.sums"
+  sync -f "$directory"
 }
 
 # sum_files DIRECTORY: checksums of all files in it.
@@ -181,8 +185,7 @@ sum_files ()
 # expect_files DIRECTORY SUMS: exactly the files that sum_files has seen.
 expect_files ()
 {
-  sum_files "$1" > /tmp/sums
-  cmp /tmp/sums "$2" || give_up "$1: other files, or other content"
+  sum_files "$1" | cmp - "$2" || give_up "$1: other files, or other content"
 }
 
 # trim DIRECTORY DEVICE: of the file system there; the kernel must have sent it on.
@@ -220,5 +223,5 @@ ask_host ()
 {
   rm -f "$share/answer"
   echo "@@ $1"
-  poll 60 test -e "$share/answer" || give_up "$1: the host does not answer"
+  poll 120 test -e "$share/answer" || give_up "$1: the host does not answer"
 }

@@ -40,8 +40,19 @@ _server_is_up ()
   [ -s "$tmp/server.pid" ] || _has_ended "$server_pid"
 }
 
-# end_server SIGNAL: after TERM, nbdkit waits for its clients to go; like a service
-# manager this kills it when it has waited for two seconds.
+# stop_server: with no client left, it must end in order.
+stop_server ()
+{
+  local status=0
+  kill -TERM "$server_pid"
+  wait_until _has_ended "$server_pid" || fail "the server does not end"
+  wait "$server_pid" || status=$?
+  server_pid=
+  [ "$status" -eq 0 ] || fail "the server's exit status is $status"
+}
+
+# end_server SIGNAL: below its clients.  After TERM, nbdkit waits for them to go; like a
+# service manager this kills it when it has waited for two seconds.
 end_server ()
 {
   local i
@@ -95,4 +106,15 @@ expect_files_on_host ()
     { cat "$tmp/debugfs.log"; fail "$1: debugfs"; }
   (cd "$out/$2" && find . -type f -print0 | sort -z | xargs -0 sha256sum) |
     cmp - "$out/$2.sums" || fail "$1: not the files that the guest wrote"
+}
+
+# make_chain DIRECTORY MIB GUID: a disk of that size whose lower delta, the snapshot
+# GUID, has data everywhere: what is written needs copies.
+make_chain ()
+{
+  mkdir -p "$1"
+  head -c "$2M" /dev/urandom > "$tmp/random"
+  "$PLOOP_IMG" create -q --from="$tmp/random" --descriptor "$1/root.hds"
+  rm "$tmp/random"
+  "$PLOOP_IMG" snapshot create --guid="$3" "$1" > /dev/null
 }

@@ -71,7 +71,7 @@ guest_says ()
 run_guest -n "$tmp/script" "$abs_srcdir/guest-functions.sh" ||
   fail "the guest's script: status $?"
 [ -n "$full" ] || fail "the guest did not say that its disk was full"
-end_server TERM
+stop_server
 expect_sound "$disk"
 expect_files_on_host "$disk" files
 [ "$(mib)" -le $((full - 10)) ] ||
