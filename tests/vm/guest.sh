@@ -9,7 +9,8 @@
 # the host's own in both.
 #
 # A guest is up in three seconds.  It has one CPU, so the kernel uses one connection
-# of an NBD device.  Sourced after ../functions.sh; guest-init is what runs in it.
+# of an NBD device; qemu.sh is for guests with more.  Sourced after ../functions.sh;
+# guest-init is what runs in it.
 
 : "${STAGE:?run this test with make check}"
 : "${abs_srcdir:?run this test with make check}"
@@ -49,10 +50,12 @@ requires_units ()
     skip "this build installs no units (configure --with-systemdsystemunitdir)"
 }
 
-# run_guest [-s PREPARE] [-m MEGABYTES] [-n] SCRIPT [ARG...]: start a guest, run the
-# file SCRIPT with ARGs in it, as root in bash, and print what it prints.  Returns its
-# exit status.
+# run_guest [-c CPUS] [-k] [-s PREPARE] [-m MEGABYTES] [-n] SCRIPT [ARG...]: start a
+# guest, run the file SCRIPT with ARGs in it, as root in bash, and print what it prints.
+# Returns its exit status.
 #
+#   -c CPUS     that many, emulated by qemu (see qemu.sh)
+#   -k          guest_says may kill it (kill_guest); the exit status is 137 then
 #   -s PREPARE  systemd is process 1, and the script a service after basic.target and
 #               remote-fs.target; the file PREPARE is run before systemd, by bash, as
 #               what an administrator did before this boot
@@ -60,24 +63,32 @@ requires_units ()
 #   -n          with a network: 10.0.2.2 in the guest is 127.0.0.1 of this host
 run_guest ()
 {
-  local memory=768 network='' prepare='' option OPTIND=1 status=
-  while getopts m:ns: option; do
+  local memory=768 network='' prepare='' cpus='' killable='' option OPTIND=1
+  local status=
+  while getopts c:km:ns: option; do
     case $option in
+      c) cpus=$OPTARG ;;
+      k) killable=yes ;;
       s) prepare=$OPTARG ;;
       m) memory=$OPTARG ;;
-      n) network=vec0 ;;
+      n) network=yes ;;
       *) fail "run_guest: no such option" ;;
     esac
   done
   shift $((OPTIND - 1))
-  _write_guest_config "$prepare" "$network" "$@"
+  _write_guest_config "$prepare" "$network" "$cpus" "$@"
   mkfifo "$tmp/guest-output"
-  _boot_guest "$memory" "$network" &
+  if [ -n "$cpus" ]; then
+    _boot_qemu "$memory" "$network" "$cpus" &
+  else
+    _boot_guest "$memory" "$network" &
+  fi
   guest_pid=$!
   _read_guest < "$tmp/guest-output"
-  wait "$guest_pid" || say "the guest's process ended with status $?"
+  { wait "$guest_pid" || say "the guest's process ended with status $?"; } 2> /dev/null
   guest_pid=
   rm "$tmp/guest-output"
+  if [ -z "$status" ] && [ -n "$killable" ]; then return 137; fi
   if [ -z "$status" ]; then
     tail -n 30 "$guest_console"
     fail "the guest ended, or was ended after $guest_limit s, without a result"
@@ -92,13 +103,25 @@ guest_says ()
   say "from the guest: $*"
 }
 
+# kill_guest: at once, as if its power were cut.  Of User-mode Linux's other processes,
+# which all are its children, some would live on and hold what it has open.
+kill_guest ()
+{
+  local kernel
+  kernel=$(pgrep -P "$guest_pid" -x linux.uml)
+  # shellcheck disable=SC2046  # one a line
+  kill -KILL "$kernel" $(pgrep -P "$kernel") 2> /dev/null || :
+}
+
+# _write_guest_config PREPARE NETWORK CPUS SCRIPT [ARG...]
 _write_guest_config ()
 {
-  local prepare=$1 network=$2
-  shift 2
+  local prepare=$1 network=$2 modules=$uml_modules share_type=hostfs
+  [ -z "$3" ] || modules=$qemu_modules share_type=virtiofs
+  shift 3
   {
-    printf 'prepare=%q network=%q share=%q stage=%q modules=%q\n' \
-      "$prepare" "$network" "$share" "$STAGE" "$uml_modules"
+    printf 'prepare=%q network=%q share=%q share_type=%q stage=%q modules=%q\n' \
+      "$prepare" "$network" "$share" "$share_type" "$STAGE" "$modules"
     printf 'arguments=('
     printf '%q ' "$@"
     echo ')'

@@ -18,7 +18,7 @@ requires qemu-system-x86_64 apt-get apt-cache dpkg-deb sfdisk mke2fs e2fsck nbdc
 
 # ---- The kernel
 
-kernel=${STAGE%/*}/kernel
+kernel=${STAGE%/*}/boot-kernel
 
 # unpack PACKAGE: into $kernel.new.
 unpack ()
