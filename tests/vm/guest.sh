@@ -50,12 +50,11 @@ requires_units ()
     skip "this build installs no units (configure --with-systemdsystemunitdir)"
 }
 
-# run_guest [-c CPUS] [-k] [-s PREPARE] [-m MEGABYTES] [-n] SCRIPT [ARG...]: start a
-# guest, run the file SCRIPT with ARGs in it, as root in bash, and print what it prints.
-# Returns its exit status.
+# run_guest [-c CPUS] [-s PREPARE] [-m MEGABYTES] [-n] SCRIPT [ARG...]: start a guest, run
+# the file SCRIPT with ARGs in it, as root in bash, and print what it prints.  Returns
+# its exit status, or 137 after kill_guest.
 #
 #   -c CPUS     that many, emulated by qemu (see qemu.sh)
-#   -k          guest_says may kill it (kill_guest); the exit status is 137 then
 #   -s PREPARE  systemd is process 1, and the script a service after basic.target and
 #               remote-fs.target; the file PREPARE is run before systemd, by bash, as
 #               what an administrator did before this boot
@@ -63,12 +62,10 @@ requires_units ()
 #   -n          with a network: 10.0.2.2 in the guest is 127.0.0.1 of this host
 run_guest ()
 {
-  local memory=768 network='' prepare='' cpus='' killable='' option OPTIND=1
-  local status=
-  while getopts c:km:ns: option; do
+  local memory=768 network='' prepare='' cpus='' option OPTIND=1 status=
+  while getopts c:m:ns: option; do
     case $option in
       c) cpus=$OPTARG ;;
-      k) killable=yes ;;
       s) prepare=$OPTARG ;;
       m) memory=$OPTARG ;;
       n) network=yes ;;
@@ -77,6 +74,7 @@ run_guest ()
   done
   shift $((OPTIND - 1))
   _write_guest_config "$prepare" "$network" "$cpus" "$@"
+  guest_was_killed=
   mkfifo "$tmp/guest-output"
   if [ -n "$cpus" ]; then
     _boot_qemu "$memory" "$network" "$cpus" &
@@ -88,7 +86,7 @@ run_guest ()
   { wait "$guest_pid" || say "the guest's process ended with status $?"; } 2> /dev/null
   guest_pid=
   rm "$tmp/guest-output"
-  if [ -z "$status" ] && [ -n "$killable" ]; then return 137; fi
+  [ -z "$guest_was_killed" ] || return 137
   if [ -z "$status" ]; then
     tail -n 30 "$guest_console"
     fail "the guest ended, or was ended after $guest_limit s, without a result"
@@ -103,12 +101,14 @@ guest_says ()
   say "from the guest: $*"
 }
 
-# kill_guest: at once, as if its power were cut.  Of User-mode Linux's other processes,
-# which all are its children, some would live on and hold what it has open.
+# kill_guest: from guest_says, at once, as if its power were cut.  Of User-mode Linux's
+# other processes, which all are its children, some would live on and hold what it has
+# open.
 kill_guest ()
 {
   local kernel
-  kernel=$(pgrep -P "$guest_pid" -x linux.uml)
+  kernel=$(pgrep -P "$guest_pid" -x linux.uml) || fail "there is no guest to kill"
+  guest_was_killed=yes
   # shellcheck disable=SC2046  # one a line
   kill -KILL "$kernel" $(pgrep -P "$kernel") 2> /dev/null || :
 }
