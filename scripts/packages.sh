@@ -33,7 +33,11 @@ test_packages=(check libnbd-bin libxml2-utils qemu-utils ploop e2fsprogs zstd
 # libvirt-clients: virt-xml-validate.  attr: setfattr.  bash-completion: what nbdkit's own
 # completion needs.
 test_packages+=(user-mode-linux libslirp-helper nbd-client kmod systemd udev fdisk
-                gnutls-bin qemu-system-x86 libvirt-clients attr bash-completion)
+                gnutls-bin qemu-system-x86 libvirt-clients attr bash-completion
+                iproute2 procps)
+# What make check-vm needs beyond that: qemu emulates several CPUs, for a kernel that is
+# unpacked and not installed, in an initramfs (cpio).
+vm_packages=(qemu-system-x86 qemu-system-common cpio)
 valgrind_packages=(valgrind)
 # What make bench and make fuzz need beyond build and test.
 bench_packages=(fio python3)
@@ -41,7 +45,7 @@ fuzz_packages=(clang libclang-rt-14-dev)
 # What make check-packages needs beyond build and test.
 package_packages=(dpkg-dev debhelper lintian blhc rpm rpmlint)
 
-groups="build, run, test, valgrind, bench, fuzz, package"
+groups="build, run, test, vm, valgrind, bench, fuzz, package"
 
 # packages_of GROUP...: the groups' packages, one a line, each once.
 packages_of ()
@@ -52,6 +56,7 @@ packages_of ()
       build)    printf '%s\n' "${build_packages[@]}" ;;
       run)      printf '%s\n' "${run_packages[@]}" ;;
       test)     printf '%s\n' "${test_packages[@]}" ;;
+      vm)       printf '%s\n' "${vm_packages[@]}" ;;
       valgrind) printf '%s\n' "${valgrind_packages[@]}" ;;
       bench)    printf '%s\n' "${bench_packages[@]}" ;;
       fuzz)     printf '%s\n' "${fuzz_packages[@]}" ;;
