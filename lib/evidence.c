@@ -288,10 +288,15 @@ take_image (struct relics *relics, const GMatchInfo *match)
 
   image->guid = fetch_guid (match, 1);
   image->file = g_path_get_basename (file);
-  if (image->guid)
-    g_ptr_array_add (relics->images, image);
-  else
+  if (!image->guid) {
     free_relic_image (image);
+    return;
+  }
+  g_ptr_array_add (relics->images, image);
+  if (!g_hash_table_contains (relics->file_of, image->guid))
+    g_hash_table_insert (relics->file_of, image->guid, image->file);
+  if (!g_hash_table_contains (relics->guid_of, image->file))
+    g_hash_table_insert (relics->guid_of, image->file, image->guid);
 }
 
 static void
@@ -324,7 +329,9 @@ static void
 find_all (struct relics *relics, const char *pattern, const char *text,
           void (*take) (struct relics *, const GMatchInfo *))
 {
-  g_autoptr (GRegex) regex = g_regex_new (pattern, G_REGEX_DOTALL, 0, NULL);
+  /* RAW: else all of the text is looked at for UTF-8 again with each match. */
+  g_autoptr (GRegex) regex =
+    g_regex_new (pattern, G_REGEX_DOTALL | G_REGEX_RAW, 0, NULL);
   g_autoptr (GMatchInfo) match = NULL;
 
   for (g_regex_match (regex, text, 0, &match); g_match_info_matches (match);
@@ -360,6 +367,8 @@ relics_read (struct relics *relics, int directory_fd)
                            AT_SYMLINK_NOFOLLOW) == 0,
     .images = g_ptr_array_new_with_free_func (free_relic_image),
     .shots = g_ptr_array_new_with_free_func (free_relic_shot),
+    .file_of = g_hash_table_new (g_str_hash, g_str_equal),
+    .guid_of = g_hash_table_new (g_str_hash, g_str_equal),
   };
   if (fd == -1)
     return;
@@ -377,6 +386,8 @@ void
 relics_clear (struct relics *relics)
 {
   g_free (relics->top_guid);
+  g_hash_table_unref (relics->file_of);
+  g_hash_table_unref (relics->guid_of);
   g_ptr_array_unref (relics->images);
   g_ptr_array_unref (relics->shots);
 }
@@ -384,23 +395,11 @@ relics_clear (struct relics *relics)
 const char *
 relics_find_guid (const struct relics *relics, const char *name)
 {
-  for (guint i = 0; i < relics->images->len; i++) {
-    const struct relic_image *image = g_ptr_array_index (relics->images, i);
-
-    if (strcmp (image->file, name) == 0)
-      return image->guid;
-  }
-  return NULL;
+  return g_hash_table_lookup (relics->guid_of, name);
 }
 
 const char *
 relics_find_file (const struct relics *relics, const char *guid)
 {
-  for (guint i = 0; i < relics->images->len; i++) {
-    const struct relic_image *image = g_ptr_array_index (relics->images, i);
-
-    if (strcmp (image->guid, guid) == 0)
-      return image->file;
-  }
-  return NULL;
+  return g_hash_table_lookup (relics->file_of, guid);
 }

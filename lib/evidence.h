@@ -75,6 +75,8 @@ struct relics {
   char *top_guid;               /* NULL: not known */
   GPtrArray *images;            /* of struct relic_image */
   GPtrArray *shots;             /* of struct relic_shot */
+  GHashTable *file_of, *guid_of;        /* GUID to file and back, of the first image
+                                           that has either */
 };
 
 /* Read what can be made out of the file DESCRIPTOR_FILE_NAME, well-formed or not. */

@@ -526,6 +526,33 @@ START_TEST (a_circle_is_no_order)
 }
 END_TEST
 
+/* As many images and snapshots as there is room for, each on the one before: a second
+ * of work at most, where any product of the two would take minutes.
+ */
+START_TEST (a_large_descriptor_is_read_soon)
+{
+  g_autoptr (GString) text = g_string_new (NULL);
+  struct relics relics;
+
+  make_tree ();
+  for (unsigned i = 1; i <= 9000; i++)
+    g_string_append_printf (
+      text, "<GUID>{%08x-1111-2222-3333-444444444444}</GUID><File>root.hds."
+      "{%08x-1111-2222-3333-444444444444}</File>\n", i, i);
+  for (unsigned i = 9000; i > 1000; i--)
+    g_string_append_printf (
+      text, "<GUID>{%08x-1111-2222-3333-444444444444}</GUID><ParentGUID>"
+      "{%08x-1111-2222-3333-444444444444}</ParentGUID>\n", i, i - 1);
+  put_descriptor (text->str, text->len);
+  read_relics (&relics);
+  ck_assert_uint_eq (relics.images->len, 9000);
+  ck_assert_uint_eq (relics.shots->len, 8000);
+  relics_clear (&relics);
+  ck_assert_int_eq (restore_it (false, NULL), -1);
+  remove_directory ();
+}
+END_TEST
+
 static void
 add_tests (TCase *tcase)
 {
@@ -538,6 +565,7 @@ add_tests (TCase *tcase)
   tcase_add_test (tcase, an_order_that_is_given_is_taken);
   tcase_add_test (tcase, garbled_descriptors_make_no_chain_of_a_tree);
   tcase_add_test (tcase, a_circle_is_no_order);
+  tcase_add_test (tcase, a_large_descriptor_is_read_soon);
 }
 
 int
