@@ -197,9 +197,8 @@ load_module ()
   need_command modprobe kmod
   why=$(modprobe nbd max_part=16 2>&1) ||
     die "this kernel ($(uname -r)) has no NBD client: module nbd cannot be loaded:" \
-        "${why:-modprobe fails}.  It is part of most distributions' kernels (Debian's" \
-        "package linux-image-amd64, Fedora's kernel-modules-extra); kernels for clouds" \
-        "and containers often leave it out, and in a container the host must load it"
+        "${why:-modprobe fails}.  Debian's package linux-image-amd64 has it; kernels for" \
+        "clouds often leave it out, and in a container it is the host's to load"
 }
 
 # ---- The device
@@ -285,7 +284,7 @@ start_server ()
     retry=(--filter=retry "retries=$persist" retry-delay=1 retry-exponential=no)
   fi
   nbdkit -U "$directory/socket" -P "$directory/server.pid" \
-    "${source[@]}" ${retry[@]+"${retry[@]}"} < /dev/null ||
+    "${source[@]}" ${retry[@]+"${retry[@]}"} < /dev/null {never}<&- ||
     die "${disk:-$uri}: the server did not start$(advice)"
   wait_until 30 server_is_ready ||
     die "${disk:-$uri}: the server has ended at once: see the system's log"
@@ -515,7 +514,7 @@ look_at ()
   find_mounts "$1" < /proc/self/mountinfo
   state=attached
   if [ -z "$server" ]; then state="no server"; fi
-  if is_disconnected "$1"; then state="not connected"; fi
+  if ! is_our_connection "$1"; then state="not connected"; fi
   if [ -z "$disk$uri" ]; then state=incomplete; fi
 }
 

@@ -295,9 +295,10 @@ detach ()
   local told=''
   is_attached_completely || return 1
   load_state "$device" || :
-  unmount || return 1
-  refuse_if_in_use || return 1
-  if is_connected "$device"; then
+  # Somebody may have disconnected it by other means, and even connected something else.
+  if is_our_connection "$device"; then
+    unmount || return 1
+    refuse_if_in_use || return 1
     flush || return 1
     disconnect_or_give_up || return 1
   fi

@@ -8,8 +8,8 @@
 # with the server's socket and process id, a file "attaching" with ploop-attach's own while
 # that is at it, and "state" once it is done.  To make the directory is to claim the
 # device: of two that try, one fails.  The kernel
-# says by nbdN/pid in /sys/block whether a device is connected; who connected it has
-# ended long since.
+# says by nbdN/pid in /sys/block whether a device is connected, and by whom; that process
+# has ended long since.
 
 program=${0##*/}
 program=${program%.bash}
@@ -143,25 +143,36 @@ save_state ()
 {
   local directory name
   find_directory "$1"
-  for name in disk uri snapshot mode connections mounted; do
+  read -r client < "/sys/block/${1#/dev/}/pid"
+  for name in disk uri snapshot mode connections client mounted; do
     printf '%s=%q\n' "$name" "${!name}"
   done > "$directory/state.new"
   mv "$directory/state.new" "$directory/state"
   rm "$directory/attaching"
 }
 
-# load_state DEVICE: sets disk (or uri), snapshot, mode (ro or rw), connections, mounted
-# (where ploop-attach has mounted it).  Nonzero, and all empty, if it was never attached
-# completely.
+# load_state DEVICE: sets disk (or uri), snapshot, mode (ro or rw), connections, client
+# (the process that has connected it), mounted (where ploop-attach has mounted it).
+# Nonzero, and all empty, if it was never attached completely.
 load_state ()
 {
   local directory
-  disk='' uri='' snapshot='' mode='' connections='' mounted=''
+  # shellcheck disable=SC2034  # not everybody uses all of them
+  disk='' uri='' snapshot='' mode='' connections='' client='' mounted=''
   find_directory "$1"
   [ -e "$directory/state" ] || return 1
   # The directory is root's.
   # shellcheck disable=SC1091
   . "$directory/state"
+}
+
+# Whether the connection of DEVICE, whose state has been loaded, is still the one that
+# ploop-attach has made.
+is_our_connection ()
+{
+  local pid=''
+  read -r pid 2> /dev/null < "/sys/block/${1#/dev/}/pid" || return 1
+  [ -z "$client" ] || [ "$pid" = "$client" ]
 }
 
 # Sets server, the process id of DEVICE's server; empty if there is none.  Process ids are

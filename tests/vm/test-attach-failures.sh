@@ -28,7 +28,7 @@ cd "$1"
 
 echo "@@ no partitions"
 modprobe nbd max_part=0
-device=$(ploop-attach --connections=3 disk.hds -- cache=none)
+device=$(ploop-attach --connections=3 disk.hds -- cache=none 2> /dev/null)
 ploop-attach --list > /root/log
 said ' rw +3 +'
 sfdisk -q --no-reread --no-tell-kernel "$device" <<< $'label: gpt\n,1M\n,'
@@ -62,11 +62,20 @@ nbd-client -unix /root/socket /dev/nbd0 > /dev/null 2>&1
 fails 1 'another program' ploop-attach disk.hds /dev/nbd0
 fails 1 'not attached by ploop-attach' ploop-detach /dev/nbd0
 [ "$(ploop-attach disk.hds)" = /dev/nbd1 ] || fail "not the second device"
-[ "$(blockdev --getsize64 /dev/nbd0)" = 1048576 ] || fail "not left alone"
+nbd-client -d /dev/nbd1 > /dev/null
+nbd-client -unix /root/socket /dev/nbd1 > /dev/null 2>&1
+ploop-attach --list > /root/log
+said 'not connected'
+ploop-detach /dev/nbd1
+for device in nbd0 nbd1; do
+  [ "$(cat "/sys/block/$device/size")" = 2048 ] || fail "$device is not left alone"
+done
+nbd-client -d /dev/nbd1 > /dev/null
 nbd-client -d /dev/nbd0 > /dev/null
 kill "$(cat /root/pid)"
 
 echo "@@ a server that dies"
+ploop-attach disk.hds /dev/nbd1 > /dev/null
 kill -KILL "$(pid_of_server nbd1)"
 ! dd if=/dev/nbd1 of=/dev/null bs=4096 count=1 iflag=direct 2> /dev/null ||
   fail "a dead server reads"
@@ -109,6 +118,7 @@ cmp /mnt/numbers <(seq 1000) || fail "the file is not what was written"
 ploop-detach -u /mnt
 
 echo "@@ errors"
+rm -f /root/socket
 nbdkit -U /root/socket -P /root/pid eval get_size='echo 1M' can_write='exit 0' \
   pread='head -c $3 /dev/zero' pwrite='cat > /dev/null' can_flush='exit 0' \
   flush='echo EIO >&2; exit 1'
