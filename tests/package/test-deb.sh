@@ -78,6 +78,9 @@ echo "use"
 version=$(ploop-img --version | sed -n '1s/.* //p')
 nbdkit ploop --dump-plugin | grep -qx "version=$version"
 [ "$(pkg-config --modversion ploop-core)" = "$version" ]
+for program in ploop-attach ploop-detach; do
+  [ "$("$program" --version | sed -n '1s/.* //p')" = "$version" ]
+done
 for test in $(sed -n 's/^Tests: //p' tests/control); do
   echo "debian/tests/$test"
   bash "tests/$test"

@@ -56,7 +56,14 @@ contains ()
 }
 contains nbdkit-ploop-plugin /etc/bash_completion.d/nbdkit-ploop \
   /usr/lib/nbdkit/plugins/nbdkit-ploop-plugin.so \
+  /usr/lib/systemd/system/nbdkit-ploop@.service \
+  /usr/lib/systemd/system/nbdkit-ploop@.socket \
   /usr/share/man/man1/nbdkit-ploop-plugin.1
+contains ploop-attach /usr/lib/systemd/system/ploop-attach@.service \
+  /usr/sbin/ploop-attach /usr/sbin/ploop-detach \
+  /usr/share/bash-completion/completions/ploop-attach \
+  /usr/share/bash-completion/completions/ploop-detach \
+  /usr/share/man/man8/ploop-attach.8 /usr/share/man/man8/ploop-detach.8
 contains ploop-img /usr/bin/ploop-img /usr/share/bash-completion/completions/ploop-img \
   /usr/share/man/man1/ploop-img.1 /usr/share/zsh/site-functions/_ploop-img
 contains libploop-core /usr/lib/libploop-core.so.0 /usr/lib/libploop-core.so.0.0.0
