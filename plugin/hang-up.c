@@ -5,9 +5,12 @@
  * nbdkit tells its plugins nothing of a signal, nor which sockets are its clients'.  So
  * its handlers of signals are called from one of ours, which wakes a thread; and that
  * looks through the open files for connections to the sockets that the server listens
- * on.  What is hard about it is to lose no answer: a connection is first closed for
- * reading only, so nbdkit takes it for a client that has sent its last request, and
- * answers what is under way.  Those who do not take their answers are cut off later.
+ * on.  What is hard about it is to lose no answer.  nbdkit itself ends the connections of
+ * clients that are at work, and a client that is hung up while it sends something may
+ * not look for its answers any more: so only those who are still there after a while are.
+ * Their connections are first closed for reading only: nbdkit takes that for a client
+ * that has sent its last request, and answers what is under way.  Those who do not take
+ * their answers are cut off later.
  */
 
 #include <config.h>
@@ -27,7 +30,10 @@
 
 #include "hang-up.h"
 
-/* How long answers may take that are under way. */
+/* How long clients have that are at work. */
+#define GRACE_MS 1000
+
+/* How long answers may take that are under way then. */
 #define PATIENCE_SECONDS 30
 
 /* Clients that were just being accepted are found when it is looked again. */
@@ -177,7 +183,7 @@ hang_up_clients (int how)
 
 /* ---- The thread -------------------------------------------------------- */
 
-/* Until somebody has called wake_up. */
+/* Until wake_up is called, or TIMEOUT_MS have passed if that is not -1. */
 static void
 wait_for_wake_up (int timeout_ms)
 {
@@ -188,6 +194,16 @@ wait_for_wake_up (int timeout_ms)
     ;
   if (wake.revents && read (wake_fd, &count, sizeof count) == -1)
     return;                     /* somebody has read it: as good */
+}
+
+/* Until hang_up_stop is called, or the monotonic time is END, in microseconds. */
+static void
+wait_for_stop (gint64 end)
+{
+  gint64 now;
+
+  while (!atomic_load (&stopped) && (now = g_get_monotonic_time ()) < end)
+    wait_for_wake_up ((int) ((end - now) / 1000 + 1));
 }
 
 /* Also in a signal handler. */
@@ -204,14 +220,18 @@ wake_up (void)
 static void *
 hang_up (void *opaque)
 {
-  gint64 end;
+  gint64 begin;
 
   (void) opaque;
   wait_for_wake_up (-1);
-  end = g_get_monotonic_time () + PATIENCE_SECONDS * G_TIME_SPAN_SECOND;
+  begin = g_get_monotonic_time ();
+  wait_for_stop (begin + GRACE_MS * 1000);
   while (!atomic_load (&stopped)) {
-    hang_up_clients (g_get_monotonic_time () < end ? SHUT_RD : SHUT_RDWR);
-    wait_for_wake_up (AGAIN_MS);
+    const gint64 now = g_get_monotonic_time ();
+    const bool is_late = now >= begin + PATIENCE_SECONDS * G_TIME_SPAN_SECOND;
+
+    hang_up_clients (is_late ? SHUT_RDWR : SHUT_RD);
+    wait_for_stop (now + AGAIN_MS * 1000);
   }
   return NULL;
 }
