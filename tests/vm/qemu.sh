@@ -26,10 +26,11 @@ requires_qemu_guest ()
     skip "no $virtiofsd (package qemu-system-common)"
   [ "$(id -u)" -eq 0 ] ||
     skip "only root sees the whole file system that the guest has as its own"
-  _fetch_kernel
+  fetch_kernel
 }
 
-_fetch_kernel ()
+# fetch_kernel: in $KERNEL, or skip.
+fetch_kernel ()
 {
   local package
   exec {_kernel_lock}> "$KERNEL.lock"

@@ -6,43 +6,29 @@
 # trims and syncs, and after the next boot reads it back; the file system, the image and
 # the snapshot are sound afterwards.
 #
-# The kernel is Debian's for virtual machines, which is not installed, only downloaded
-# (27 MB) and unpacked in the build directory, once.
+# Kernel and busybox are Debian's, which are not installed, only downloaded and unpacked.
 
 set -euo pipefail
 # shellcheck source=tests/functions.sh
 . "$abs_top_srcdir/tests/functions.sh"
-: "${STAGE:?run this test with make check-vm}"
+# shellcheck source=tests/vm/qemu.sh
+. "$abs_srcdir/qemu.sh"
 
-requires qemu-system-x86_64 apt-get apt-cache dpkg-deb sfdisk mke2fs e2fsck nbdcopy
+requires qemu-system-x86_64 apt-get dpkg-deb sfdisk mke2fs e2fsck nbdcopy
 
 # ---- The kernel
 
-kernel=${STAGE%/*}/boot-kernel
+fetch_kernel
+vmlinuz=("$KERNEL"/boot/vmlinuz-*)
+modules=("$KERNEL"/lib/modules/*/kernel/drivers)
 
-# unpack PACKAGE: into $kernel.new.
-unpack ()
-{
-  (cd "$kernel.new" && apt-get -q -o APT::Sandbox::User=root download "$1") \
-    > "$tmp/apt.log" 2>&1 ||
-    { cat "$tmp/apt.log"; skip "the package $1 cannot be downloaded"; }
-  dpkg-deb -x "$kernel.new/$1"_*.deb "$kernel.new"
-}
-
-if [ ! -d "$kernel" ]; then
-  package=$(apt-cache depends linux-image-cloud-amd64 2> /dev/null |
-            sed -n 's/.*Depends: \(linux-image-[0-9].*\)/\1/p' | head -n 1)
-  [ -n "$package" ] || skip "apt knows no linux-image-cloud-amd64 (apt-get update?)"
-  rm -rf "$kernel.new"
-  mkdir "$kernel.new"
-  unpack "$package"
-  unpack busybox-static
-  rm "$kernel.new"/*.deb
-  mv "$kernel.new" "$kernel"
-fi
-busybox=$kernel/bin/busybox
-vmlinuz=("$kernel"/boot/vmlinuz-*)
-modules=("$kernel"/lib/modules/*/kernel/drivers)
+# One program for all that there is to do, without libraries.
+mkdir "$tmp/busybox"
+(cd "$tmp/busybox" && apt-get -q -o APT::Sandbox::User=root download busybox-static) \
+  > "$tmp/apt.log" 2>&1 ||
+  { cat "$tmp/apt.log"; skip "apt-get cannot download the package busybox-static"; }
+dpkg-deb -x "$tmp/busybox"/*.deb "$tmp/busybox"
+busybox=$tmp/busybox/bin/busybox
 
 # What comes before the root file system: the driver of the disk is a module.
 mkdir -p "$tmp/first/bin" "$tmp/first/dev" "$tmp/first/root"
