@@ -34,7 +34,7 @@ test_packages=(check libnbd-bin libxml2-utils qemu-utils ploop e2fsprogs zstd
 # completion needs.
 test_packages+=(user-mode-linux libslirp-helper nbd-client kmod systemd udev fdisk
                 gnutls-bin qemu-system-x86 libvirt-clients attr bash-completion
-                iproute2 procps)
+                sudo iproute2 procps)
 # What make check-vm needs beyond that: qemu emulates several CPUs, for a kernel that is
 # unpacked and not installed, in an initramfs (cpio).
 vm_packages=(qemu-system-x86 qemu-system-common cpio)
