@@ -25,6 +25,15 @@ for command in 'sudo ./scripts/packages.sh build     # what Debian has; elsewher
                'autoreconf -i' ./configure make 'sudo make install' 'sudo ldconfig'; do
   elsewhere "$command" 'test-first-steps.sh runs it'
 done
+for command in 'sudo ./scripts/packages.sh build test package' 'make dist' \
+               'rpmbuild -tb --nodeps --without check ploop-nbd-*.tar.xz'; do
+  elsewhere "$command" 'test-rpm.sh runs it, of make check-packages'
+done
+elsewhere 'DEB_BUILD_OPTIONS=nocheck dpkg-buildpackage -us -uc' \
+  'test-deb.sh runs it, of make check-packages'
+elsewhere 'sudo dpkg -i ../libploop-core0_*.deb ../ploop-img_*.deb \
+  ../nbdkit-plugin-ploop_*.deb ../ploop-attach_*.deb' \
+  'test-deb.sh runs it, of make check-packages'
 
 example 'ploop-img create disk.hds 10G' --before 'rm disk.hds'
 example 'snapshot switch --keep' --after 'ploop-img compare root.hdd disk.raw'
@@ -47,3 +56,5 @@ example 'nbdcopy disk.raw nbd://localhost' --goes-on --after 'cmp disk.raw copy.
 example 'qemu-img convert -n -O raw disk.qcow2 nbd://localhost' \
   --after 'same disk.qcow2 disk.hds'
 example "--run 'nbdcopy" --after 'same copy.raw disk.hds'
+example 'enable --now nbdkit-ploop@101.socket' \
+  --after 'systemctl disable --now nbdkit-ploop@101.socket'
