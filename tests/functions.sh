@@ -180,20 +180,21 @@ _launch_nbdkit ()
   exec ${NBDKIT:-nbdkit} "$@"
 }
 
-# Where start_nbdkit listens; a test may say something else.
-listen=(-U "$sock")
+# Where start_nbdkit listens, in nbdkit's options, if that is not $sock.
+listen=()
 
 # start_nbdkit ARG...: serve with PLUGIN and ARGs on $sock ($uri).  Options of
 # nbdkit may stand among them.  Sets nbdkit_pid.  When the server does not come
 # up: nonzero, nbdkit_status is its exit status, and $nbdkit_log has the text.
 start_nbdkit ()
 {
-  local end=$((SECONDS + hang_seconds))
+  local end=$((SECONDS + hang_seconds)) where=("${listen[@]}")
+  [ ${#where[@]} -gt 0 ] || where=(-U "$sock")
   [ -z "$nbdkit_pid" ] || fail "a server runs already"
   if [ -e "$sock" ] || [ -e "$pid_file" ]; then rm -f "$sock" "$pid_file"; fi
   : > "$nbdkit_log"
   # shellcheck disable=SC2086  # several words
-  (_launch_nbdkit -f "${listen[@]}" -P "$pid_file" "$PLUGIN" "$@" \
+  (_launch_nbdkit -f "${where[@]}" -P "$pid_file" "$PLUGIN" "$@" \
      ${PLOOP_PARAMETERS:-}) \
     < /dev/null >> "$nbdkit_log" 2>&1 &
   nbdkit_pid=$!

@@ -46,7 +46,6 @@ mkdir "$tmp/disk"
 "$PLOOP_IMG" create -q --descriptor "$tmp/disk/root.hds" 8M
 "$PLOOP_IMG" snapshot create -q --guid="$guid" "$tmp/disk"
 sock=$tmp/$(basename "$(value "//disk[1]/source/host/@socket")")
-listen=(-U "$sock")
 start_nbdkit file="$tmp/disk"
 nbdinfo "nbd+unix:///?socket=$sock" > /dev/null || fail "the first disk"
 nbdinfo --is read-only "nbd+unix:///%7B${guid:1:36}%7D?socket=$sock" ||

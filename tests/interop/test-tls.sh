@@ -173,7 +173,7 @@ stop_nbdkit
 # ---- Keys
 
 say "pre-shared keys"
-listen=(-U "$sock")
+listen=()
 mkdir "$tmp/alice" "$tmp/mallory"
 psktool -u alice -p "$tmp/alice/keys.psk" > /dev/null 2>&1
 psktool -u alice -p "$tmp/mallory/keys.psk" > /dev/null 2>&1
@@ -221,7 +221,7 @@ if nbdkit -U - --filter=ip null allow=127.0.0.1 --run true 2> /dev/null; then
 else
   say "this nbdkit's ip filter takes no addresses: they are not tried"
 fi
-listen=(-U "$sock")
+listen=()
 serve --filter=ip -r file="$disk" allow="uid:$(id -u)" deny=all
 admitted "a user who is allowed" "$uri" "$live_sum"
 stop_nbdkit
