@@ -155,8 +155,11 @@ check_data_offset (const struct format_header *header, uint64_t file_size,
                    " sectors, inside the BAT, which ends at byte %"
                    G_GUINT64_FORMAT ": the header is damaged",
                    header->data_sectors, layout->bat_end);
-  /* A file may end inside a cluster, but not before its data begins. */
-  if (stored > round_up (file_size, layout->cluster_size))
+  /* A file may end inside a cluster, but not before its data begins: where it does, not
+   * where the header says, which may be inside the first cluster.
+   */
+  if (stored > 0
+      && layout->data_start > round_up (file_size, layout->cluster_size))
     return refuse (error, "first data offset is %" G_GUINT32_FORMAT
                    " sectors, past the end of the file (%" G_GUINT64_FORMAT
                    " bytes): the header is damaged or the file truncated",
@@ -213,10 +216,8 @@ format_check_header (const struct format_header *header, uint64_t file_size,
                    " bytes, but the file has only %" G_GUINT64_FORMAT
                    ": the file is truncated",
                    header->nr_entries, layout->bat_end, file_size);
-  if (!check_data_offset (header, file_size, layout, error))
-    return false;
   layout->data_start = data_start (header, layout->bat_end);
-  return true;
+  return check_data_offset (header, file_size, layout, error);
 }
 
 void

@@ -232,6 +232,7 @@ count_calls ()
 }
 
 # With one thread a connection, so that nbdkit's threads do not meet.
+[ -e "$image" ] || "$PLOOP_IMG" create -q --cluster-size=64K "$image" 64M
 start_nbdkit -t 1 file="$image"
 count_calls ploop
 stop_nbdkit

@@ -124,8 +124,12 @@ static const struct limit limits[] = {
     "first data offset is 7 " },
   { "data after the BAT", 1, 2, 1, 1000, 8, 1000, MIB, NULL },
   { "data at the end", 2, 2, 64, 100, 2048, 6400, MIB, NULL },
-  { "data past the end", 2, 2, 64, 100, 2049, 6400, MIB,
+  { "data past the end", 2, 2, 64, 100, 2112, 6400, MIB,
+    "first data offset is 2112 " },
+  { "data past the end", 1, 2, 64, 100, 2049, 6400, MIB,
     "first data offset is 2049 " },
+  /* As qemu 10 makes them; nothing is left of the disk. */
+  { "not that of a cluster", 2, 2, 63, 100, 65, 6300, 63 * 512, NULL },
   { "data far past it", 2, 2, 64, 100, 4294967232, 6400, MIB,
     "first data offset is 4294967232 " },
   { "file of a header", 2, 2, 64, 100, 64, 6400, 64,
