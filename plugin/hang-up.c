@@ -45,6 +45,7 @@ static struct sigaction of_nbdkit[G_N_ELEMENTS (ending_signals)];
 
 static int wake_fd = -1;        /* an eventfd */
 static GThread *thread;         /* NULL: the server listens on no socket */
+static GDir *open_files;        /* stays open: at the end there may be none left */
 static atomic_bool stopped;
 
 /* ---- Sockets ----------------------------------------------------------- */
@@ -115,18 +116,15 @@ is_listening (int fd)
          && listening;
 }
 
-/* The file descriptors of this process; NULL if they cannot be listed. */
+/* The file descriptors of this process. */
 static GArray *
-list_open_files (GError **error)
+list_open_files (void)
 {
-  g_autoptr (GDir) directory = g_dir_open ("/proc/self/fd", 0, error);
-  GArray *fds;
+  GArray *fds = g_array_new (FALSE, FALSE, sizeof (int));
   const char *name;
 
-  if (!directory)
-    return NULL;
-  fds = g_array_new (FALSE, FALSE, sizeof (int));
-  while ((name = g_dir_read_name (directory))) {
+  g_dir_rewind (open_files);
+  while ((name = g_dir_read_name (open_files))) {
     const int fd = atoi (name);
 
     g_array_append_val (fds, fd);
@@ -170,10 +168,10 @@ is_client (int fd, const GArray *listeners)
 static void
 hang_up_clients (int how)
 {
-  g_autoptr (GArray) fds = list_open_files (NULL);
-  g_autoptr (GArray) listeners = fds ? find_listeners (fds) : NULL;
+  g_autoptr (GArray) fds = list_open_files ();
+  g_autoptr (GArray) listeners = find_listeners (fds);
 
-  for (guint i = 0; fds && i < fds->len; i++) {
+  for (guint i = 0; i < fds->len; i++) {
     const int fd = g_array_index (fds, int, i);
 
     if (is_client (fd, listeners))
@@ -280,16 +278,23 @@ start_thread (GError **error)
   return started;
 }
 
+static bool
+listens (void)
+{
+  g_autoptr (GArray) fds = list_open_files ();
+  g_autoptr (GArray) listeners = find_listeners (fds);
+
+  return listeners->len > 0;
+}
+
 bool
 hang_up_start (GError **error)
 {
-  g_autoptr (GArray) fds = list_open_files (error);
-  g_autoptr (GArray) listeners = fds ? find_listeners (fds) : NULL;
-
-  if (!fds)
+  open_files = g_dir_open ("/proc/self/fd", 0, error);
+  if (!open_files)
     return false;
   /* nbdkit -s: the one client ends the server. */
-  if (listeners->len == 0)
+  if (!listens ())
     return true;
   wake_fd = eventfd (0, EFD_CLOEXEC | EFD_NONBLOCK);
   if (wake_fd == -1) {
@@ -314,4 +319,5 @@ hang_up_stop (void)
   atomic_store (&stopped, true);
   wake_up ();
   g_thread_join (g_steal_pointer (&thread));
+  g_clear_pointer (&open_files, g_dir_close);
 }

@@ -15,7 +15,8 @@
 #include <glib.h>
 
 /* After the server has forked and listens: from now on, a signal that ends the server
- * hangs up its clients, too.  Returns false and sets ERROR when that cannot be.
+ * hangs up its clients, too.  Returns false and sets ERROR when that cannot be, for
+ * example without /proc; the server can go on.
  */
 bool hang_up_start (GError **error);
 

@@ -186,6 +186,17 @@ ploop_get_ready (void)
   return 0;
 }
 
+/* No reason not to serve. */
+static void
+start_hanging_up (void)
+{
+  g_autoptr (GError) error = NULL;
+
+  if (!hang_up_start (&error))
+    nbdkit_error ("warning: %s: clients that stay will keep the server from "
+                  "ending", error->message);
+}
+
 /* nbdkit listens by now. */
 static void
 say_ready (void)
@@ -210,8 +221,8 @@ ploop_after_fork (void)
   }
   else
     ok = ploop_start (image, &error) == 0;
-  if (ok && exports_start (&error) && stats_start (&error)
-      && hang_up_start (&error)) {
+  if (ok && exports_start (&error) && stats_start (&error)) {
+    start_hanging_up ();
     say_ready ();
     return 0;
   }

@@ -9,7 +9,7 @@
 set -euo pipefail
 # shellcheck source=tests/functions.sh
 . "$abs_top_srcdir/tests/functions.sh"
-requires qemu-io
+requires qemu-io prlimit
 
 image=$tmp/disk.hds
 "$PLOOP_IMG" create -q "$image" 64M
@@ -57,6 +57,14 @@ end TERM "silent clients on a Unix socket"
 start_nbdkit "$image"
 connect "$uri"
 end INT "a silent client, SIGINT"
+
+# Also with as many files open as it may have.
+if nbdkit_is_plain; then
+  start_nbdkit "$image"
+  connect "$uri"
+  prlimit --pid "$(cat "$pid_file")" --nofile=3
+  end TERM "a silent client, and no file descriptor is left"
+fi
 
 # On TCP there is no option of start_nbdkit: it has a Unix socket.
 port=
