@@ -218,6 +218,25 @@ add_entry (struct entry *entry, GError **error)
   return NULL;
 }
 
+/* With the lock held, which is let go meanwhile.  Takes FRESH over if it is used. */
+static struct entry *
+find_or_add (struct entry **fresh, GError **error)
+{
+  struct entry *entry = NULL;
+
+  while (!ending && (entry = g_hash_table_lookup (entries, (*fresh)->name))
+         && entry->busy)
+    pthread_cond_wait (&changed, &lock);
+  /* nbdkit may know nothing yet of a client that comes now, and wait for it no more. */
+  if (ending) {
+    g_set_error (error, PLOOP_ERROR, PLOOP_ERROR_SYSTEM,
+                 "%s: the server is ending: connect again later",
+                 options.path);
+    return NULL;
+  }
+  return entry ? entry : add_entry (g_steal_pointer (fresh), error);
+}
+
 /* The entry that a client has called GIVEN, for one user more. */
 static struct entry *
 get_entry (const char *given, GError **error)
@@ -225,10 +244,7 @@ get_entry (const char *given, GError **error)
   struct entry *fresh = new_entry (given), *entry;
 
   pthread_mutex_lock (&lock);
-  while ((entry = g_hash_table_lookup (entries, fresh->name)) && entry->busy)
-    pthread_cond_wait (&changed, &lock);
-  if (!entry)
-    entry = add_entry (g_steal_pointer (&fresh), error);
+  entry = find_or_add (&fresh, error);
   if (entry)
     entry->nr_users++;
   pthread_mutex_unlock (&lock);
@@ -465,8 +481,18 @@ stop_entry (gpointer key, gpointer value, gpointer opaque)
 
   (void) key;
   (void) opaque;
-  if (!entry->busy && ploop_stop (entry->export.image, &error) == -1)
+  if (ploop_stop (entry->export.image, &error) == -1)
     options.failed (error);
+}
+
+static gboolean
+is_busy (gpointer key, gpointer value, gpointer opaque)
+{
+  const struct entry *entry = value;
+
+  (void) key;
+  (void) opaque;
+  return entry->busy;
 }
 
 void
@@ -480,6 +506,9 @@ exports_stop (void)
     pthread_join (janitor, NULL);
   pthread_mutex_lock (&lock);
   has_janitor = false;
+  /* What is being opened by such a client must be stopped, too. */
+  while (entries && g_hash_table_find (entries, is_busy, NULL))
+    pthread_cond_wait (&changed, &lock);
   if (entries)
     g_hash_table_foreach (entries, stop_entry, NULL);
   pthread_mutex_unlock (&lock);
