@@ -387,6 +387,24 @@ have_one_kind (void)
   return true;
 }
 
+/* A file of statistics replaces what is there, also an overlay that was just made. */
+static bool
+stats_go_elsewhere (void)
+{
+  g_autofree char *stats = NULL;
+  g_autofree char *other = NULL;
+
+  if (!parameters.stats_file || !overlay)
+    return true;
+  stats = g_canonicalize_filename (parameters.stats_file, NULL);
+  other = g_canonicalize_filename (overlay, NULL);
+  if (strcmp (stats, other) != 0)
+    return true;
+  nbdkit_error ("stats-file=%s: is the overlay= too, which has the data: give another "
+                "name", parameters.stats_file);
+  return false;
+}
+
 int
 parameters_complete (void)
 {
@@ -394,7 +412,7 @@ parameters_complete (void)
     nbdkit_error ("no image given: nbdkit ploop file=IMAGE, or dir=DIRECTORY");
     return -1;
   }
-  if (!have_one_kind ())
+  if (!have_one_kind () || !stats_go_elsewhere ())
     return -1;
   if (interval_is_given && !parameters.stats_file) {
     nbdkit_error ("stats-interval=%u is for stats-file=PATH, which is not given",

@@ -477,6 +477,9 @@ for name in directory link text fifo; do
 done
 expect_no_file 'exists, and is not' "$tmp/image-state/other.hds"
 expect_refusal 'stats-file=.*exists, and is not' "$image" stats-file="$image"
+expect_refusal 'stats-file=.*overlay=' "$image" stats-file="$dir/over" \
+  overlay="$dir/./over"
+[ ! -e "$dir/over" ] || fail "an overlay was made"
 expect_refusal 'stats-file=.*one file' "$image" stats-file="$stats" \
   stats-file="$stats"
 expect_refusal 'stats-interval=5 .*stats-file=' "$image" stats-interval=5
