@@ -26,7 +26,7 @@ Options:
   -a, --all              Everything that is attached
   -u, --umount           Unmount first what ploop-attach --mount has mounted
   -f, --force            Although it is in use, and although the server does not end
-  -t, --timeout=SECONDS  How long to wait for the server
+  -t, --timeout=SECONDS  How long to wait for what was written, and for the server
   -h, --help             Show this help
   -V, --version          Show the version
 

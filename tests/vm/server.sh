@@ -51,16 +51,16 @@ stop_server ()
   [ "$status" -eq 0 ] || fail "the server's exit status is $status"
 }
 
-# end_server SIGNAL: below its clients.  After TERM, nbdkit waits for them to go; like a
-# service manager this kills it when it has waited for two seconds.
+# end_server SIGNAL: below its clients, which are hung up after a second.
 end_server ()
 {
-  local i
+  local i ended=''
   kill "-$1" "$server_pid"
   for ((i = 0; i < 100; i++)); do
-    if _has_ended "$server_pid"; then break; fi
+    if _has_ended "$server_pid"; then ended=1; break; fi
     nap
   done
+  [ -n "$ended" ] || say "the server does not end by SIG$1: it is killed"
   kill -KILL "$server_pid" 2> /dev/null || :
   { wait "$server_pid" || :; } 2> /dev/null
   server_pid=
