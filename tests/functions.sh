@@ -55,7 +55,17 @@ requires ()
   local cmd
   for cmd in "$@"; do
     command -v "$cmd" > /dev/null || skip "$cmd is not installed"
+    [ "$cmd" != ploop ] || has_ploop || skip "ploop cannot be used by $(id -un)"
   done
+}
+
+# Whether ploop can be used: with what it locks, which is root's in most places.
+has_ploop ()
+{
+  local path=/var/lock/ploop/ploop.lck
+  command -v ploop > /dev/null || return 1
+  while [ ! -e "$path" ]; do path=${path%/*}; done
+  [ -w "$path" ]
 }
 
 # True when NBDKIT is plain nbdkit: no valgrind, no sanitizer.

@@ -248,7 +248,7 @@ round ()
   qemu-img check -q -f parallels "$dir/$top" || fail "$name: qemu-img check"
   "$PLOOP_IMG" check "$dir/$top" > "$tmp/check.log" ||
     { cat "$tmp/check.log"; fail "$name: ploop-img check"; }
-  if command -v ploop > /dev/null; then ploop_takes "$name" "$dir/$top"; fi
+  if has_ploop; then ploop_takes "$name" "$dir/$top"; fi
   content_of -r file="$dir/DiskDescriptor.xml"
   cmp "$tmp/out" "$tmp/raw" || fail "$name: not what was written, read again"
 }
@@ -294,7 +294,7 @@ snapshot_of ()
   echo "{0000000$1-aaaa-BBBB-cccc-444444444444}"
 }
 
-if command -v ploop > /dev/null; then
+if has_ploop; then
   say "ploop snapshot"
   dir=$tmp/made
   mkdir "$dir"
@@ -398,7 +398,7 @@ lower_are_locked ()
 ploop_is_kept_out ()
 {
   local status=0
-  command -v ploop > /dev/null || return 0
+  has_ploop || return 0
   PLOOP_LIMIT='timeout -s KILL 1' run_ploop "$dir" "$@" DiskDescriptor.xml \
     > "$tmp/ploop.log" 2>&1 || status=$?
   [ $status -eq 137 ] ||

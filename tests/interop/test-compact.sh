@@ -17,7 +17,7 @@ fi
 requires qemu-img qemu-io nbdcopy perl
 
 has_ploop=
-if command -v ploop > /dev/null; then
+if has_ploop; then
   has_ploop=ploop
 else
   say "no ploop here: its check is left out"

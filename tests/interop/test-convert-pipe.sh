@@ -114,7 +114,7 @@ for version in 1 2; do
   expect_image "$tmp/copy" "$tmp/large"
   [ "$(du -k "$tmp/copy" | cut -f 1)" -lt 6000 ] ||
     fail "takes $(du -k "$tmp/copy") KiB"
-  command -v ploop > /dev/null && ploop_check_delta "$tmp/copy"
+  has_ploop && ploop_check_delta "$tmp/copy"
 done
 convert 0 --force -O raw - "$tmp/copy" < <(cat "$tmp/large")
 [ "$(du -k "$tmp/copy" | cut -f 1)" -lt 6000 ] || fail "takes $(du -k "$tmp/copy") KiB"

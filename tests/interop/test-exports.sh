@@ -518,7 +518,7 @@ expect_clean ()
   qemu-img check -q -f parallels "$top" || fail "$1: qemu-img check"
   "$PLOOP_IMG" check "$top" > "$tmp/check.log" ||
     { cat "$tmp/check.log"; fail "$1: ploop-img check"; }
-  command -v ploop > /dev/null || return 0
+  has_ploop || return 0
   # It may write to what it checks.
   cp -a "$dir" "$tmp/copy"
   ploop_check_delta "$tmp/copy/${top##*/}"
@@ -560,7 +560,7 @@ stop_nbdkit
 
 # ---- A snapshot that ploop makes is one more
 
-if command -v ploop > /dev/null; then
+if has_ploop; then
   say "ploop snapshot"
   run_ploop "$dir" snapshot -u '{00000004-AAAA-bbbb-CCCC-444444444444}' \
     DiskDescriptor.xml > "$tmp/ploop.log" 2>&1 ||

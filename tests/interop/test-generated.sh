@@ -570,7 +570,7 @@ try_descriptor_restore ()
 # ---- Disks
 
 has_ploop=
-if command -v ploop > /dev/null; then
+if has_ploop; then
   has_ploop=ploop
 else
   say "no ploop here: its check is left out"

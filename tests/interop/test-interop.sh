@@ -102,7 +102,7 @@ round ()
 }
 
 has_ploop=
-if command -v ploop > /dev/null; then
+if has_ploop; then
   has_ploop=ploop
 else
   say "no ploop here: neither its images nor its check"

@@ -261,7 +261,7 @@ start_nbdkit file="$image"
 stop_nbdkit
 
 # The real tool waits for its lock for ever, and minds no SIGTERM meanwhile.
-if command -v ploop > /dev/null; then
+if has_ploop; then
   say "the real ploop"
   start_nbdkit file="$image"
   qemu-io -f raw -c 'write -P 7 0 64k' "$uri" > /dev/null
