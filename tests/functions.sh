@@ -198,13 +198,13 @@ listen=()
 # up: nonzero, nbdkit_status is its exit status, and $nbdkit_log has the text.
 start_nbdkit ()
 {
-  local end=$((SECONDS + hang_seconds)) where=("${listen[@]}")
-  [ ${#where[@]} -gt 0 ] || where=(-U "$sock")
+  local end=$((SECONDS + hang_seconds)) address=("${listen[@]}")
+  [ ${#address[@]} -gt 0 ] || address=(-U "$sock")
   [ -z "$nbdkit_pid" ] || fail "a server runs already"
   if [ -e "$sock" ] || [ -e "$pid_file" ]; then rm -f "$sock" "$pid_file"; fi
   : > "$nbdkit_log"
   # shellcheck disable=SC2086  # several words
-  (_launch_nbdkit -f "${where[@]}" -P "$pid_file" "$PLUGIN" "$@" \
+  (_launch_nbdkit -f "${address[@]}" -P "$pid_file" "$PLUGIN" "$@" \
      ${PLOOP_PARAMETERS:-}) \
     < /dev/null >> "$nbdkit_log" 2>&1 &
   nbdkit_pid=$!
