@@ -9,44 +9,14 @@ set -euo pipefail
 # shellcheck source=scripts/completion/ploop-attach
 . "$abs_top_srcdir/scripts/completion/ploop-attach"
 
-compopts=
-compopt ()
-{
-  compopts=$*
-}
+# shellcheck source=tests/interop/completion.sh
+. "$abs_srcdir/completion.sh"
+completer=_ploop_attach
 
 # The completion asks for GUIDs by this name.
 ploop-img ()
 {
   "$PLOOP_IMG" "$@"
-}
-
-# offers TEXT WORD...: the lines of TEXT, and no other, are offered for the last WORD
-# behind the program.
-offers ()
-{
-  local want
-  want=$(sort -u <<< "$1")
-  shift
-  COMP_WORDS=("$program" "$@") COMP_CWORD=$# compopts=
-  set +eu
-  _ploop_attach
-  set -eu
-  [ "$(printf '%s\n' ${COMPREPLY[@]+"${COMPREPLY[@]}"} | sort -u)" = "$want" ] ||
-    fail "${program##*/} $*: offers ${COMPREPLY[*]-}, must be $want"
-}
-
-# offers_files WORD...
-offers_files ()
-{
-  offers '' "$@"
-  case $compopts in *default*) ;; *) fail "${program##*/} $*: no files" ;; esac
-}
-
-offers_nothing ()
-{
-  offers '' "$@"
-  [ -z "$compopts" ] || fail "${program##*/} $*: files"
 }
 
 for program in ploop-attach ploop-detach; do
@@ -73,7 +43,7 @@ offers $'human\njson' --list --output ''
 (COMP_WORDBREAKS=' ' && offers --output=json --list --output=j)
 offers_files --plugin = ''
 offers '' --mount ''
-[ "$compopts" = '-o dirnames' ] || fail "no directories for --mount"
+[ "$compopts" = ' -o dirnames' ] || fail "no directories for --mount"
 
 unpack_corpus
 chain=$tmp/corpus/c-chain3-v2-b64

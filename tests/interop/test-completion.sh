@@ -31,14 +31,11 @@ options_of ()
 
 # shellcheck source=scripts/completion/ploop-img
 . "$completion/ploop-img"
-compopts=
-compopt ()
-{
-  compopts=$*
-}
+# shellcheck source=tests/interop/completion.sh
+. "$abs_srcdir/completion.sh"
 
-# The program, with what its help says kept: it is asked for that again and again.
-program ()
+# ploop-img, with what its help says kept: it is asked for that again and again.
+img ()
 {
   local kept="kept-${*//[^a-z]/_}"
   if [ "$1" != help ]; then
@@ -48,44 +45,7 @@ program ()
   [ -e "$kept" ] || "$PLOOP_IMG" "$@" > "$kept"
   cat "$kept"
 }
-name_of_program=program
-
-# complete_bash WORD...: what is offered for the last one, one a line, sorted; in
-# compopts what is left to the shell.
-complete_bash ()
-{
-  COMP_WORDS=("$name_of_program" "$@") COMP_CWORD=$# compopts=
-  set +eu
-  _ploop_img
-  set -eu
-  printf '%s\n' ${COMPREPLY[@]+"${COMPREPLY[@]}"} | sort -u > offered
-}
-
-# offers TEXT WORD...: the lines of TEXT, and no other, are offered for WORDs.
-offers ()
-{
-  local want
-  want=$(sort -u <<< "$1")
-  shift
-  complete_bash "$@"
-  [ "$(cat offered)" = "$want" ] || {
-    diff <(echo "$want") offered || :
-    fail "bash: ploop-img $*"
-  }
-}
-
-# offers_files WORD...
-offers_files ()
-{
-  offers '' "$@"
-  case $compopts in *'-o default'*) ;; *) fail "bash: no files: ploop-img $*" ;; esac
-}
-
-offers_nothing ()
-{
-  offers '' "$@"
-  [ -z "$compopts" ] || fail "bash: files: ploop-img $*"
-}
+program=img completer=_ploop_img
 
 say "bash: subcommands"
 first=$(cut -d ' ' -f 1 names | sort -u)
@@ -141,8 +101,8 @@ offers_files convert -- --
 (COMP_WORDBREAKS=' ' && offers '--output=json' create --output=j)
 offers_nothing '='
 # Whatever it is called.
-name_of_program=$PLOOP_IMG offers "$first" ''
-name_of_program=/nonexistent offers_nothing ''
+program=$PLOOP_IMG offers "$first" ''
+program=/nonexistent offers_nothing ''
 
 mkdir disk 'a disk'
 "$PLOOP_IMG" create -q --descriptor disk/root.hds 10M
@@ -161,7 +121,7 @@ if grep -q "$guid" guids; then
     read -ra line <<< "$words"
     offers "$guid" "${line[@]/\%/\{1234}"
     offers "$(tr -d '{}' <<< "$guid")" "${line[@]/\%/1234}"
-    complete_bash "${line[@]/\%/}"
+    complete_words "${line[@]/\%/}"
     grep -qxF -- "$guid" offered || fail "bash: no GUID: $words"
   done
   offers "$guid" convert 'a\ disk' --snapshot = '{1234'

@@ -15,11 +15,9 @@ PATH=$tmp:$PATH
 
 # shellcheck source=scripts/completion/nbdkit-ploop
 . "$completion"
-compopts=
-compopt ()
-{
-  compopts+=" $*"
-}
+# shellcheck source=tests/interop/completion.sh
+. "$abs_srcdir/completion.sh"
+program=nbdkit completer=_nbdkit_ploop
 
 # nbdkit, with what its help says kept: it is asked for that again and again.
 nbdkit ()
@@ -29,30 +27,7 @@ nbdkit ()
   cat "$kept"
 }
 
-# complete_words WORD...: what is offered for the last one, in offered, one a line,
-# sorted; in compopts what is left to the shell.
-complete_words ()
-{
-  COMP_WORDS=(nbdkit "$@") COMP_CWORD=$# compopts=
-  set +eu
-  _nbdkit_ploop
-  set -eu
-  printf '%s\n' ${COMPREPLY[@]+"${COMPREPLY[@]}"} | sort -u > offered
-}
-
-# offers TEXT WORD...: the lines of TEXT, and no other, are offered for WORDs.
-offers ()
-{
-  local want
-  want=$(sort -u <<< "$1")
-  shift
-  complete_words "$@"
-  [ "$(cat offered)" = "$want" ] || {
-    diff <(echo "$want") offered || :
-    fail "nbdkit $*"
-  }
-}
-
+# Not even files.
 offers_nothing ()
 {
   offers '' "$@"
