@@ -479,8 +479,10 @@ run (void *opaque)
     if (due == 0 || now < due)
       continue;
     try_to_write_file ();
-    /* What was missed is not made up for. */
-    due = MAX (due + interval, now);
+    due += interval;
+    /* What was missed is not made up for: a slow file system has its pauses. */
+    if (due < g_get_monotonic_time ())
+      due = g_get_monotonic_time () + interval;
   }
 }
 
